@@ -1,0 +1,132 @@
+"""The catalogue and the values in it."""
+
+import pytest
+
+import models
+from models import Architecture, Model
+from models.errors import BadInput, ModelError, UnknownModel
+
+NUMBERS = {
+    "num_hidden_layers": 4,
+    "hidden_size": 64,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "vocab_size": 512,
+    "max_position_embeddings": 2048,
+}
+
+
+def model(**over):
+    return Model(**{"name": "m", "repository": "org/m", "architecture": Architecture(**NUMBERS), **over})
+
+
+def test_names_are_sorted_and_each_is_got_by_its_own_name():
+    assert models.names() == sorted(models.names())
+    assert {"llama-3.1-70b-instruct", "smollm2-135m-instruct", "tiny-llama"} <= set(models.names())
+    for name in models.names():
+        assert models.get(name).name == name
+
+
+def test_llama_70b_has_the_numbers_of_its_config_json():
+    llama = models.get("llama-3.1-70b-instruct")
+    assert llama.repository == "meta-llama/Llama-3.1-70B-Instruct"
+    assert llama.gated and llama.ignore == ("original/*",)
+    numbers = llama.architecture
+    assert (numbers.num_hidden_layers, numbers.hidden_size, numbers.vocab_size) == (80, 8192, 128256)
+    assert (numbers.num_attention_heads, numbers.num_key_value_heads) == (64, 8)
+    assert llama.arguments["max-model-len"] <= numbers.max_position_embeddings
+
+
+def test_no_model_asks_for_a_longer_context_than_it_has():
+    for name in models.names():
+        chosen = models.get(name)
+        asked = chosen.arguments.get("max-model-len", 1)
+        assert asked <= chosen.architecture.max_position_embeddings, name
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("llama-3.1-70b", "llama-3.1-70b-instruct"),
+        ("smollm2-135m", "smollm2-135m-instruct"),
+        ("tinyllama", "tiny-llama"),
+    ],
+)
+def test_unknown_model_names_the_nearest(typed, meant):
+    with pytest.raises(UnknownModel) as refusal:
+        models.get(typed)
+    assert str(refusal.value).startswith(f"unknown model {typed!r}; the nearest are: {meant}")
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("typed", ["", "zzzzzz", "#"])
+def test_unknown_model_that_is_near_to_none_names_them_all(typed):
+    with pytest.raises(UnknownModel) as refusal:
+        models.get(typed)
+    assert str(refusal.value).endswith(", ".join(models.names()))
+
+
+def test_a_model_asked_for_by_a_number_is_unknown():
+    with pytest.raises(UnknownModel, match="unknown model 405"):
+        models.get(405)
+
+
+def test_every_refusal_is_bad_input():
+    for error in (UnknownModel, ModelError):
+        assert issubclass(error, BadInput)
+
+
+@pytest.mark.parametrize("field", sorted(NUMBERS))
+@pytest.mark.parametrize("value", [0, -1])
+def test_architecture_refuses_a_number_below_one_by_name(field, value):
+    with pytest.raises(ModelError, match=f"^{field} is {value}: must be at least 1$"):
+        Architecture(**{**NUMBERS, field: value})
+
+
+def test_architecture_refuses_heads_that_do_not_divide_among_key_value_heads():
+    with pytest.raises(ModelError, match="9 attention heads do not divide among 2 key-value heads"):
+        Architecture(**{**NUMBERS, "num_attention_heads": 9})
+
+
+@pytest.mark.parametrize("name", ["", "Llama", "a b", "-a", ".a", "a/b", "a_b", "a\n"])
+def test_model_refuses_a_name_that_cannot_be_typed_or_be_a_path(name):
+    with pytest.raises(ModelError, match="model name"):
+        model(name=name)
+
+
+@pytest.mark.parametrize("repository", ["", "m", "org/", "/m", "org/m/x", "org/a b", "https://hub/org/m"])
+def test_model_refuses_a_repository_that_is_not_org_and_name(repository):
+    with pytest.raises(ModelError, match="is not ORG/NAME"):
+        model(repository=repository)
+
+
+def test_with_lays_the_users_choices_over_the_models():
+    own = model(arguments={"dtype": "auto", "seed": 1}, environment={"A": "1", "B": "2"})
+    changed = own.with_(revision="v2", arguments={"seed": 7, "max-num-seqs": 4}, environment={"B": "3"})
+    assert changed.revision == "v2"
+    assert dict(changed.arguments) == {"dtype": "auto", "seed": 7, "max-num-seqs": 4}
+    assert dict(changed.environment) == {"A": "1", "B": "3"}
+    assert (changed.name, changed.repository, changed.architecture) == ("m", "org/m", own.architecture)
+
+
+def test_with_leaves_the_model_it_was_called_on_as_it_was():
+    own = model(arguments={"seed": 1}, environment={"A": "1"})
+    own.with_(revision="v2", arguments={"seed": 7}, environment={"A": "2"})
+    assert (own.revision, dict(own.arguments), dict(own.environment)) == ("main", {"seed": 1}, {"A": "1"})
+
+
+def test_with_nothing_is_the_same_model():
+    own = model(arguments={"seed": 1})
+    assert own.with_() == own
+    assert own.with_(revision=None, arguments=None, environment={}) == own
+
+
+def test_a_models_arguments_cannot_be_changed_in_place():
+    given = {"seed": 1}
+    own = model(arguments=given)
+    given["seed"] = 2
+    assert own.arguments["seed"] == 1
+    with pytest.raises(TypeError):
+        own.arguments["seed"] = 3
+    with pytest.raises(AttributeError):
+        own.revision = "v2"

@@ -1,0 +1,75 @@
+"""What tests share: for the fast ones a host of known facts, for the lab's its nodes.
+
+A lab that cannot start fails the tests that need it; none is skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from pyinfra.context import ctx_host, ctx_state
+from pyinfra_testing.util import FakeState, get_command_string
+
+from tests.lab import Lab
+from tests.lab.node import Node
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--lab-as-is", action="store_true", help="use the lab that is up, and leave it up")
+
+
+@pytest.fixture(scope="session")
+def lab(request: pytest.FixtureRequest) -> Iterator[list[Node]]:
+    """Three bare nodes. One that is already up is replaced: the tests begin at bare OS."""
+    there = Lab()
+    if request.config.getoption("--lab-as-is"):
+        yield there.require_up()
+        return
+    there.down()
+    there.up(3)
+    yield there.nodes()
+    there.down()
+
+
+class KnownHost:
+    """A host of which given facts are known; an operation's commands are asked of it.
+
+    Facts are {fact class: value}, or {fact class: function of the fact's arguments}.
+    """
+
+    name, groups, data = "gpu1", [], {}
+
+    def __init__(self, facts: dict, executing: bool) -> None:
+        self.facts = facts
+        self.state = FakeState()
+        self.state.is_executing = executing
+        self.noop_description: str | None = None
+        self.said: list[str] = []
+
+    def get_fact(self, fact, **arguments):
+        known = self.facts[fact]
+        return known(**arguments) if callable(known) else known
+
+    def noop(self, description: str) -> None:
+        self.noop_description = description
+
+    def log(self, message: str, *_, **__) -> None:
+        self.said.append(message)
+
+    def yielded(self, operation, **arguments) -> list:
+        with ctx_state.use(self.state), ctx_host.use(self):
+            return list(operation._inner(**arguments))
+
+    def commands(self, operation, **arguments) -> list[str]:
+        """What the operation would run here; [] when it changes nothing."""
+        return [
+            command if isinstance(command, str) else get_command_string(command)
+            for command in self.yielded(operation, **arguments)
+        ]
+
+
+@pytest.fixture
+def on_host():
+    """on_host({Fact: value}): a host with those facts; executing=True for while a run executes."""
+    return lambda facts, executing=False: KnownHost(facts, executing)

@@ -1,0 +1,154 @@
+"""From pyinfra's inventory to the values that deploys follow. Reads; changes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from pyinfra import host, inventory, state
+from pyinfra.api.exceptions import PyinfraError
+
+import models
+from models.errors import BadInput, InventoryError
+from models.model import Model
+from models.plan import Node, Plan
+from models.plan import plan as make_plan
+from roles import base, lock, recall, service
+from roles.barrier import barrier
+from roles.network import Interface
+
+from .settings import Settings, check_names, check_same, settings
+
+if TYPE_CHECKING:
+    from pyinfra.api import Host
+    from pyinfra.api.inventory import Inventory
+
+
+class Refused(PyinfraError):
+    """Bad input, as pyinfra prints it: one line, before anything is changed."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """An inventory read and checked: the control host, and every host's settings."""
+
+    control: Host
+    hosts: dict[str, Settings]
+
+    @property
+    def nodes(self) -> list[Node]:
+        return [Node(name, own.address, own.gpus) for name, own in self.hosts.items()]
+
+
+def cluster() -> Cluster:
+    """This run's cluster; Refused when the inventory is not one."""
+    return _refusing(_read_cluster)
+
+
+def begin() -> None:
+    """How every deploy that changes something begins: its host is fit, and the lock is ours."""
+    if cluster().control not in state.activated_hosts:
+        name = cluster().control.name
+        raise Refused(f"{name} holds the lock, and --limit leaves it out: add --limit {name}")
+    recall.facts(inventory.get_host(host.name))
+    base.check()
+    if on_control():
+        lock.hold(name="Hold the lock")
+    barrier(name="The lock is held")
+
+
+def on_control() -> bool:
+    """True for the code that is running for the control host."""
+    return host.name == cluster().control.name
+
+
+def here() -> Settings:
+    """The settings of the host that this code is running for."""
+    return cluster().hosts[host.name]
+
+
+def plan() -> Plan:
+    """This run's plan; Refused says why there can be none."""
+    return _refusing(_make_plan)
+
+
+def network() -> dict[str, str]:
+    """The network variables of this host; Refused when it has no such address."""
+    own = here()
+    interface = own.interface or host.get_fact(Interface, address=own.address)
+    if not interface:
+        raise Refused(f"{host.name}: no interface has the address {own.address}; correct `address`")
+    return service.network(own.address, interface)
+
+
+def read(source: Inventory) -> Cluster:
+    """Check an inventory: one head, a host at least, addresses that differ."""
+    check_names(source.override_data)
+    names = [member.name for group in ("head", "workers") for member in _group(source, group)]
+    heads = _group(source, "head")
+    if not names:
+        raise InventoryError("the inventory has no hosts: fill the groups head and workers")
+    if len(heads) != 1:
+        found = ", ".join(member.name for member in heads) or "none"
+        raise InventoryError(f"the inventory needs one host in the group head; it has {found}")
+    hosts = {name: settings(name, _data(source, name)) for name in dict.fromkeys(names)}
+    check_same(hosts)
+    by_address: dict[str, str] = {}
+    for name, own in hosts.items():
+        other = by_address.setdefault(own.address, name)
+        if other != name:
+            raise InventoryError(f"{other} and {name} have the same address {own.address}")
+    return Cluster(control=heads[0], hosts=hosts)
+
+
+def model_of(own: Settings) -> Model:
+    """The model that the settings ask for, with the user's arguments over its own."""
+    if not own.model:
+        raise InventoryError("no model: set it with --data model=NAME; names: rackserve models")
+    chosen = models.get(own.model)
+    return chosen.with_(revision=own.revision, arguments=own.vllm_args, environment=own.vllm_env)
+
+
+def plan_of(cluster: Cluster, own: Settings) -> Plan:
+    """The plan for a cluster whose hosts share the settings in `own`."""
+    return make_plan(
+        model_of(own),
+        cluster.nodes,
+        replicas=own.replicas,
+        tensor_parallel=own.tensor_parallel,
+        pipeline_parallel=own.pipeline_parallel,
+        executor=own.executor,  # type: ignore[arg-type]
+        port=own.port,
+    )
+
+
+@cache
+def _read_cluster() -> Cluster:
+    # The first host that fails ends the run: a cluster with one rank missing serves nothing.
+    state.config.FAIL_PERCENT = 0
+    if state.failed_hosts:
+        names = ", ".join(sorted(host.name for host in state.failed_hosts))
+        raise InventoryError(f"{names}: cannot be reached over SSH; nothing was changed on any host")
+    return read(inventory)
+
+
+def _make_plan() -> Plan:
+    # What the deploy's own data says (serve_llama's model) is seen through `host`, which
+    # is whichever host came first: these settings are the cluster's.
+    return plan_of(_read_cluster(), settings(host.name, host.data))
+
+
+def _refusing(read):
+    try:
+        return read()
+    except BadInput as error:
+        raise Refused(str(error)) from None
+
+
+def _group(source: Inventory, name: str) -> list[Host]:
+    return list(source.groups.get(name, ()))
+
+
+def _data(source: Inventory, name: str):
+    return source.get_host(name).data

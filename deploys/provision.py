@@ -1,0 +1,16 @@
+"""From bare OS to ready: packages, user, folders, kernel settings, Python environments."""
+
+from deploys.cluster import begin, here, on_control
+from roles import base, runtime, secret
+from roles.barrier import barrier
+
+own = here()
+
+begin()
+
+base.base()
+runtime.tools(own.wheelhouse)
+runtime.environment(own.runtime, own.plugins, own.wheelhouse)
+if on_control():
+    secret.present(name="Make the cluster's secret")
+barrier(name="Every host is provisioned")

@@ -1,0 +1,62 @@
+"""Ray and vLLM up on every replica of the plan, and each seen to generate."""
+
+from pyinfra import host
+
+from deploys.cluster import begin, cluster, here, network, on_control, plan
+from roles import health, ray, replicas, runtime, secret, service, units, vllm, weights
+from roles.barrier import barrier
+
+own, control, model = here(), cluster().control, plan().model
+mine = plan().on(host.name)
+python = f"{runtime.TOOLS}/bin/python"
+environment = runtime.path(own.runtime, own.plugins)
+model_path = own.weights_path or weights.path(model)
+
+begin()
+
+if mine and own.weights_path is None:
+    weights.required(name="Look for the weights", python=python, model=model, control=control)
+barrier(name="Every replica has its weights")
+
+if on_control():
+    secret.present(name="Make the cluster's secret")
+health.tool()
+seed = secret.value(control)
+stays = [unit for replica in mine for unit in (*ray.units(replica), *vllm.units(replica, host.name))]
+units.only(name="Stop vLLM that is not planned", pattern="rackserve-*-vllm.service", keep=stays)
+barrier(name="No unplanned vLLM runs")
+units.only(name="Stop Ray that is not planned", pattern="rackserve-*-ray.service", keep=stays)
+replicas.only(name="Remove replicas that are not planned", keep=[replica.name for replica in mine])
+barrier(name="Only planned replicas are left")
+
+with_ray = [replica for replica in mine if replica.executor == "ray"]
+for replica in host.loop([replica for replica in with_ray if host.name == replica.head.name]):
+    ray.node(replica, host.name, environment, network(), secret.derive(seed, f"ray {replica.name}"))
+barrier(name="Ray's heads run")
+for replica in host.loop([replica for replica in with_ray if host.name != replica.head.name]):
+    ray.node(replica, host.name, environment, network(), secret.derive(seed, f"ray {replica.name}"))
+barrier(name="Ray's workers run")
+
+for replica in host.loop([replica for replica in mine if vllm.units(replica, host.name)]):
+    vllm.server(
+        replica,
+        host.name,
+        arguments=vllm.arguments(model, replica, host.name, model_path),
+        environment=environment,
+        variables={**network(), **ray.driver(replica), **vllm.variables(model, service.CACHE)},
+        api_key=own.api_key or secret.derive(seed, "api key"),
+        model_path=model_path,
+        needs=ray.units(replica),
+    )
+barrier(name="vLLM runs")
+
+for replica in host.loop([replica for replica in mine if host.name == replica.head.name]):
+    health.generating(
+        name=f"Wait until {replica.name} generates",
+        python=python,
+        url=f"http://127.0.0.1:{replica.ports.api}",
+        secrets=vllm.secrets_path(replica),
+        units=[*vllm.units(replica, host.name), *ray.units(replica)],
+        timeout=own.ready_timeout,
+    )
+barrier(name="Every replica generates")

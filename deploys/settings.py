@@ -1,0 +1,128 @@
+"""What a user may set, for the cluster and for each host: names, defaults, checks.
+
+Values come from the inventory's host and group data and from `--data`, as pyinfra's
+`host.data`; this is the one list of their names.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from ipaddress import IPv4Address
+from typing import Any
+
+from models.errors import InventoryError
+
+EXECUTORS = ("auto", "ray", "mp")
+RUNTIMES = ("cuda", "cpu")
+
+#: What may differ between hosts.
+PER_HOST = ("plugins", "wheelhouse", "hf_endpoint", "hf_token", "address", "interface", "gpus")
+
+#: See models.plan.Ports.
+TAKEN_PORTS = range(20000, 32768)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """One host's settings; all but those in PER_HOST are the same on every host."""
+
+    # What to serve
+    model: str = ""  # a name of `rackserve models`
+    revision: str | None = None  # branch, tag or commit; the model's own unless set
+    weights_path: str | None = None  # a snapshot that is on every node already
+    replicas: int = 1
+    tensor_parallel: int | None = None  # GPUs of a node unless set
+    pipeline_parallel: int | None = None  # nodes of a replica unless set
+    executor: str = "auto"  # across nodes: ray (auto), or mp, vLLM's own
+    port: int = 8000
+    vllm_args: Mapping[str, Any] = field(default_factory=dict)  # long flag names
+    vllm_env: Mapping[str, str] = field(default_factory=dict)
+    api_key: str | None = field(default=None, repr=False)  # made on the head unless set
+    ready_timeout: int = 7200  # seconds from start to the first token
+
+    # What to serve it with
+    runtime: str = "cuda"  # or cpu
+    plugins: str | None = None  # a lock file of packages to add to vLLM's environment
+    wheelhouse: str | None = None  # a folder or URL; then no package index is asked
+    hf_endpoint: str | None = None
+    hf_token: str | None = field(default=None, repr=False)  # HF_TOKEN unless set
+
+    # Each host
+    address: str = ""  # on the network between the nodes; ssh_hostname unless set
+    interface: str | None = None  # of that address; found on the node unless set
+    gpus: int = 8
+
+    def __post_init__(self) -> None:
+        _one_of("executor", self.executor, EXECUTORS)
+        _one_of("runtime", self.runtime, RUNTIMES)
+        for name in ("replicas", "port", "ready_timeout"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("tensor_parallel", "pipeline_parallel"):
+            if getattr(self, name) is not None:
+                _at_least(name, getattr(self, name), 1)
+        _at_least("gpus", self.gpus, 0)
+        _is_address(self.address)
+        for name in ("vllm_args", "vllm_env"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise InventoryError(f"{name} is {getattr(self, name)!r}: must be a dictionary")
+        for name, value in self.vllm_env.items():
+            if not isinstance(value, str):
+                raise InventoryError(f"vllm_env: {name} is {value!r}: must be text, in quotes")
+        if self.port > 65535 or self.port in TAKEN_PORTS:
+            raise InventoryError(
+                f"port is {self.port}: must be at most 65535, and not 20000 to 32767 (Ray, vLLM)"
+            )
+        if self.api_key is not None and not re.fullmatch(r"[\w.~+/=-]+", self.api_key):
+            raise InventoryError("api_key: must be letters, digits and . ~ + / = _ - only")
+
+
+def settings(host_name: str, data: Mapping[str, Any]) -> Settings:
+    """The settings in one host's data; InventoryError names the host and the key."""
+    given = {key.name: data.get(key.name) for key in fields(Settings)}
+    known = {name: value for name, value in given.items() if value is not None}
+    known.setdefault("address", data.get("ssh_hostname") or host_name.removeprefix("@"))
+    known.setdefault("hf_token", os.environ.get("HF_TOKEN"))
+    try:
+        return Settings(**known)
+    except InventoryError as error:
+        raise InventoryError(f"{host_name}: {error}") from None
+
+
+def check_same(hosts: Mapping[str, Settings]) -> None:
+    """Raise InventoryError for a setting that two hosts have differently and must not."""
+    first_name, first = next(iter(hosts.items()))
+    for name, own in hosts.items():
+        for key in (key.name for key in fields(Settings) if key.name not in PER_HOST):
+            if getattr(own, key) != getattr(first, key):
+                raise InventoryError(f"{key} differs between {first_name} and {name}: set it for the group")
+
+
+def check_names(given: Iterable[str]) -> None:
+    """Raise InventoryError for a `--data` key that nothing reads: a typo changes nothing silently."""
+    names = [key.name for key in fields(Settings)]
+    for name in given:
+        if name not in names and not name.startswith(("ssh_", "_")):
+            near = difflib.get_close_matches(name, names, n=2)
+            hint = f"did you mean {' or '.join(near)}?" if near else "deploys/settings.py lists them"
+            raise InventoryError(f"--data {name}: no such setting; {hint}")
+
+
+def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InventoryError(f"{name} is {value!r}: must be one of {', '.join(allowed)}")
+
+
+def _at_least(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InventoryError(f"{name} is {value!r}: must be a whole number of at least {least}")
+
+
+def _is_address(value: str) -> None:
+    try:
+        IPv4Address(value)
+    except ValueError:
+        raise InventoryError(f"address is {value!r}: must be an IPv4 address of the host") from None

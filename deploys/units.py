@@ -1,0 +1,10 @@
+"""Look at the replicas' units on every host; changes nothing. `rackserve status` prints it."""
+
+from pyinfra import host
+
+from deploys.cluster import cluster
+from roles import remote, replicas
+
+cluster()
+with remote.unseen(host):
+    host.data.seen = host.get_fact(replicas.Units)

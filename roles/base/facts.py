@@ -1,0 +1,72 @@
+"""What a node is before Rackserve touches it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from pyinfra.api import FactBase
+
+_CHECKS = {
+    "python3": ("command -v python3", "no python3 (install it)"),
+    "systemd": ("test -d /run/systemd/system", "systemd is not running"),
+    "sudo": ("test $(id -u) = 0 || command -v sudo", "no sudo (install it)"),
+    "password": (
+        "test $(id -u) = 0 || ! command -v sudo || sudo -n true",
+        "sudo asks for a password (allow NOPASSWD for the SSH user)",
+    ),
+    "apt": ("command -v apt-get", "no apt-get: only Debian and Ubuntu are supported so far"),
+}
+
+
+class Essentials(FactBase[list[str]]):
+    """What this host lacks before anything of ours can work, as one clause each."""
+
+    def command(self) -> str:
+        checks = (f"{{ {test}; }} >/dev/null 2>&1 || echo {key}" for key, (test, _) in _CHECKS.items())
+        return "; ".join((*checks, "true"))
+
+    def process(self, output: list[str]) -> list[str]:
+        return [_CHECKS[line][1] for line in output if line in _CHECKS]
+
+    @staticmethod
+    def default() -> list[str]:
+        return []
+
+
+class UserId(FactBase[str]):
+    """The numeric id of a user, or the empty string."""
+
+    def command(self, user: str) -> str:
+        return f"id -u {shlex.quote(user)} 2>/dev/null || true"
+
+    def process(self, output: list[str]) -> str:
+        return "".join(output)
+
+    @staticmethod
+    def default() -> str:
+        return ""
+
+
+class KernelSettings(FactBase[dict[str, tuple[str, bool]]]):
+    """Each setting's value, and whether it can be written here (not so in a container)."""
+
+    def command(self, settings: Sequence[str]) -> str:
+        return "; ".join(map(_read_setting, settings)) + "; true"
+
+    def process(self, output: list[str]) -> dict[str, tuple[str, bool]]:
+        rows = (line.split("\t") for line in output)
+        return {name: (value, writable == "writable") for name, value, writable in rows}
+
+    @staticmethod
+    def default() -> dict[str, tuple[str, bool]]:
+        return {}
+
+
+def _read_setting(name: str) -> str:
+    file = "/proc/sys/" + name.replace(".", "/")
+    # test -w says yes to root even on a read-only mount; opening for append does not.
+    return (
+        f"test -e {file} && printf '%s\\t%s\\t%s\\n' {name} \"$(cat {file})\" "
+        f'"$( (: >> {file}) 2>/dev/null && echo writable || echo readonly)"'
+    )

@@ -1,0 +1,108 @@
+"""One Ray node of one replica: a systemd unit with ports, folder and token of its own.
+
+Each replica is a Ray cluster by itself. `ray stop` is never used: it ends every Ray of
+the user on the host, another replica's too; systemd ends a unit's processes by cgroup.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from pyinfra.api import deploy
+from pyinfra.operations import files
+
+from models.plan import Replica
+from roles import files as secret_files
+from roles import service
+from roles import units as systemd
+
+TEMPLATE = Path(__file__).with_name("ray.service.j2")
+
+#: Bytes. vLLM hardly uses Ray's object store; Ray's own default is 30 % of all memory.
+OBJECT_STORE = 256 * 2**20
+
+
+def unit(replica: Replica) -> str:
+    return service.unit(replica.name, "ray")
+
+
+def units(replica: Replica) -> list[str]:
+    """The Ray units that a replica has on each of its nodes: one, or none."""
+    return [unit(replica)] if replica.executor == "ray" else []
+
+
+def address(replica: Replica) -> str:
+    """Where this replica's Ray is found (RAY_ADDRESS)."""
+    return f"{replica.head.address}:{replica.ports.ray}"
+
+
+def driver(replica: Replica) -> dict[str, str]:
+    """The variables with which a driver finds this replica's Ray; none when it has no Ray."""
+    if replica.executor != "ray":
+        return {}
+    return {"RAY_ADDRESS": address(replica), **authentication(replica)}
+
+
+def authentication(replica: Replica) -> dict[str, str]:
+    """What a Ray process or driver needs to be let in, said outright.
+
+    Left unsaid, a stray token file on one node decides (Ray 2.60, scripts.py:1069).
+    """
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": _token_path(replica)}
+
+
+@deploy("Ray")
+def node(replica: Replica, host_name: str, environment: str, network: Mapping[str, str], token: str) -> None:
+    """This host's Ray of a replica: its head on the replica's first host, else a worker."""
+    secret = secret_files.secret(
+        name=f"Write the Ray token of {replica.name}",
+        path=_token_path(replica), content=token + "\n",
+        owner=f"root:{service.USER}", mode="440",
+    )  # fmt: skip
+    written = files.template(
+        name=f"Write {unit(replica)}",
+        src=str(TEMPLATE), dest=systemd.path(unit(replica)), mode="644",
+        replica=replica.name, role="head" if host_name == replica.head.name else "worker",
+        command=shlex.join(command(replica, host_name, environment)),
+        environment=service.environment_lines({**network, **authentication(replica)}),
+        service=service, folder=folder(replica), path=service.path(environment),
+    )  # fmt: skip
+    systemd.running(
+        name=f"Run {unit(replica)}",
+        unit=unit(replica), reads=[_token_path(replica)], changed=[secret, written],
+    )  # fmt: skip
+
+
+def folder(replica: Replica) -> str:
+    """Ray's temporary folder; short, for its sockets must fit in 107 bytes."""
+    return f"{service.HOME}/ray-{replica.name}"
+
+
+def command(replica: Replica, host_name: str, environment: str) -> list[str]:
+    """The argv of `ray start`, every port pinned (Ray 2.60, scripts/scripts.py)."""
+    node = replica.node(host_name)
+    base = replica.ports.ray
+    is_head = node == replica.head
+    return [
+        f"{environment}/bin/ray", "start", "--block", "--disable-usage-stats",
+        *(["--head", f"--port={base}"] if is_head else [f"--address={address(replica)}"]),
+        *([f"--temp-dir={folder(replica)}", "--include-dashboard=false"] if is_head else []),
+        f"--node-ip-address={node.address}",
+        f"--node-name={node.name}",
+        f"--num-gpus={replica.gpus_per_node}",
+        f"--object-store-memory={OBJECT_STORE}",
+        f"--node-manager-port={base + 1}",
+        f"--object-manager-port={base + 2}",
+        f"--runtime-env-agent-port={base + 3}",
+        f"--dashboard-agent-grpc-port={base + 4}",
+        f"--dashboard-agent-listen-port={base + 5}",
+        f"--metrics-export-port={base + 6}",
+        f"--min-worker-port={base + 100}",
+        f"--max-worker-port={base + 999}",
+    ]  # fmt: skip
+
+
+def _token_path(replica: Replica) -> str:
+    return f"{service.folder(replica.name)}/ray.token"

@@ -1,0 +1,68 @@
+"""vLLM's arguments for a plan. Pure: names are vLLM's long flags, without dashes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from models.model import Model
+from models.plan import Replica
+
+#: Seconds vLLM may take from start to ready; its own 600 is too short for a cold 800 GB.
+READY_TIMEOUT = 7200
+
+#: Seconds for requests in flight when the unit is stopped; vLLM's own 0 aborts them.
+#: The unit's TimeoutStopSec is longer.
+SHUTDOWN_TIMEOUT = 30
+
+
+def arguments(model: Model, replica: Replica, host_name: str, model_path: str) -> dict[str, Any]:
+    """Everything `vllm serve` is told on one host of a replica."""
+    return {
+        "model": model_path,
+        "served-model-name": model.name,
+        "host": "0.0.0.0",
+        "port": replica.ports.api,
+        "tensor-parallel-size": replica.tensor_parallel,
+        "pipeline-parallel-size": replica.pipeline_parallel,
+        "shutdown-timeout": SHUTDOWN_TIMEOUT,
+        **_executor(replica, host_name),
+        **model.arguments,
+    }
+
+
+def variables(model: Model, cache: str) -> dict[str, str]:
+    """The environment of the vLLM process, the same on each host."""
+    return {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_ENGINE_READY_TIMEOUT_S": str(READY_TIMEOUT),
+        # Node-local, so that no two hosts write one cache and restarts find it warm.
+        "VLLM_CACHE_ROOT": f"{cache}/vllm",
+        "TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor",
+        "TRITON_CACHE_DIR": f"{cache}/triton",
+        **model.environment,
+    }
+
+
+def render(arguments: Mapping[str, Any]) -> str:
+    """The file for `vllm serve --config` (vllm/utils/argparse_utils.py says what it takes)."""
+    return yaml.safe_dump(dict(arguments), sort_keys=False)
+
+
+def _executor(replica: Replica, host_name: str) -> dict[str, Any]:
+    if replica.executor == "ray":
+        return {"distributed-executor-backend": "ray"}
+    if replica.executor == "local":
+        return {}
+    rank = replica.rank(host_name)
+    return {
+        "distributed-executor-backend": "mp",
+        "nnodes": len(replica.nodes),
+        "node-rank": rank,
+        "master-addr": replica.head.address,
+        "master-port": replica.ports.master,
+        **({"headless": True} if rank else {}),
+    }

@@ -1,0 +1,291 @@
+"""Runs on a node, in the tools environment: resolve, fetch and check model snapshots.
+
+    stage.py resolve --repository ORG/NAME --revision REV --path LINK
+    stage.py fetch   --repository ... --commit SHA --path LINK --expected JSON
+    stage.py status  --path LINK --commit SHA
+    stage.py folder  --path FOLDER --expected JSON
+
+A token comes by stdin when --token-stdin is given. Errors are one line on stderr, exit
+code 1. A snapshot appears at its final path whole and verified, or not at all:
+
+    <org>--<name>/commits/<revision>     the commit a revision was resolved to
+    <org>--<name>/.partial-<commit>/     while it is fetched; a next run resumes it
+    <org>--<name>/snapshot-<commit>/     verified
+    <org>--<name>/snapshot-<commit>.json its manifest: size, sha256, mtime of each file
+    <org>--<name>/<revision>             a link to the snapshot: what vLLM is given
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import fnmatch
+import glob
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+
+class StageError(Exception):
+    """One line for a person."""
+
+
+def main() -> int:
+    args = arguments().parse_args()
+    args.token = sys.stdin.readline().strip() if args.token_stdin else None
+    try:
+        return {"resolve": resolve, "fetch": fetch, "status": status, "folder": folder}[args.action](args)
+    except StageError as error:
+        print(error, file=sys.stderr)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"{args.path.parent}: the disk is full; {args.repository} does not fit", file=sys.stderr)
+    return 1
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("action", choices=("resolve", "fetch", "status", "folder"))
+    parser.add_argument("--path", type=Path, required=True)
+    parser.add_argument("--repository")
+    parser.add_argument("--revision")
+    parser.add_argument("--commit", default="")
+    parser.add_argument("--endpoint")
+    parser.add_argument("--expected", type=json.loads, default={})
+    parser.add_argument("--ignore", action="append", default=[])
+    parser.add_argument("--token-stdin", action="store_true")
+    return parser
+
+
+def resolve(args: argparse.Namespace) -> int:
+    info = ask_hub(args, args.revision)
+    record = args.path.parent / "commits" / args.path.name
+    record.parent.mkdir(parents=True, exist_ok=True)
+    replace(record, info.sha + "\n")
+    return 0
+
+
+def fetch(args: argparse.Namespace) -> int:
+    model = args.path.parent
+    final = model / f"snapshot-{args.commit}"
+    partial = model / f".partial-{args.commit}"
+    wanted = wanted_files(args)
+    if final.exists() and not partial.exists():
+        # Something in it changed: keep what is right, fetch the rest, and serve on meanwhile.
+        shutil.copytree(final, partial, copy_function=os.link)
+    drop_wrong(partial, wanted)
+    missing = {name: file for name, file in wanted.items() if not (partial / name).exists()}
+    check_space(partial, missing)
+    download(args, partial, list(missing))
+    manifest = verify(partial, wanted)
+    check_config(partial, args.expected)
+    shutil.rmtree(partial / ".cache", ignore_errors=True)
+    replace(final.with_suffix(".json"), json.dumps(manifest, indent=1, sort_keys=True))
+    if final.exists():
+        shutil.rmtree(old := model / f".old-{args.commit}", ignore_errors=True)
+        final.rename(old)
+        partial.rename(final)
+        shutil.rmtree(old)
+    else:
+        partial.rename(final)
+    link(args.path, final.name)
+    return 0
+
+
+def status(args: argparse.Namespace) -> int:
+    print(json.dumps({"problem": snapshot_problem(args.path, args.commit)}))
+    return 0
+
+
+def folder(args: argparse.Namespace) -> int:
+    check_config(args.path, args.expected)
+    return 0
+
+
+def snapshot_problem(path: Path, commit: str) -> str | None:
+    """Why the snapshot behind `path` is not that commit, whole and unchanged; None when it is."""
+    final = path.parent / f"snapshot-{commit}"
+    if not commit or not final.exists():
+        return "not staged yet"
+    if not path.is_symlink() or os.readlink(path) != final.name:
+        return "another commit is in place"
+    try:
+        manifest = json.loads(final.with_suffix(".json").read_text())
+    except (FileNotFoundError, ValueError):
+        return "its manifest is missing or torn"
+    for name, seen in manifest.items():
+        try:
+            now = (final / name).stat()
+        except FileNotFoundError:
+            return f"{name} is missing"
+        if (now.st_size, now.st_mtime_ns) != (seen["size"], seen["mtime_ns"]):
+            return f"{name} changed since it was verified"
+    return None
+
+
+def ask_hub(args: argparse.Namespace, revision: str):
+    """The hub's account of a repository at a revision, with each file's checksums."""
+    from huggingface_hub import HfApi, errors
+
+    api = HfApi(endpoint=args.endpoint, token=args.token or False)
+    try:
+        info = api.model_info(args.repository, revision=revision, files_metadata=True, timeout=30)
+        if info.gated:
+            api.auth_check(args.repository)  # anyone may list a gated repository, not read it
+        return info
+    except errors.GatedRepoError:
+        why = "this token has no access to it" if args.token else "no token was given"
+        raise StageError(
+            f"{args.repository} is gated and {why}: ask for access on the model's page, "
+            "then run with HF_TOKEN set"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise StageError(f"{args.repository} has no revision {revision}") from None
+    except errors.RepositoryNotFoundError:
+        raise StageError(f"no repository {args.repository} (if it is private, set HF_TOKEN)") from None
+    except Exception as error:
+        if args.token and getattr(getattr(error, "response", None), "status_code", None) == 401:
+            raise StageError(
+                f"the hub at {api.endpoint} does not know this token: correct HF_TOKEN"
+            ) from None
+        raise StageError(f"the hub at {api.endpoint} does not answer: {one_line(error)}") from None
+
+
+def wanted_files(args: argparse.Namespace) -> dict:
+    files = ask_hub(args, args.commit).siblings
+    return {file.rfilename: file for file in files if not ignored(file.rfilename, args.ignore)}
+
+
+def ignored(name: str, patterns: list[str]) -> bool:
+    # As the client does: `original/` is all that is in it.
+    return any(fnmatch.fnmatch(name, f"{p}*" if p.endswith("/") else p) for p in patterns)
+
+
+def check_space(partial: Path, missing: dict) -> None:
+    partial.mkdir(parents=True, exist_ok=True)
+    needed = sum(file.size for file in missing.values())
+    free = shutil.disk_usage(partial).free
+    if needed > free:
+        raise StageError(f"{partial.parent}: {megabytes(needed)} needed, {megabytes(free)} free")
+
+
+def drop_wrong(partial: Path, wanted: dict) -> None:
+    """Remove files of the wrong content, so that they are fetched again.
+
+    The client trusts a file whose checksum it recorded, whatever became of it since, and
+    leaves what a killed run had of a file: names are random, so no later run resumes it.
+    """
+    for orphan in partial.glob(".cache/**/*.incomplete"):
+        orphan.unlink()
+    for name, file in wanted.items():
+        if (partial / name).exists() and not right(partial / name, file):
+            (partial / name).unlink()
+            (partial / f".cache/huggingface/download/{name}.metadata").unlink(missing_ok=True)
+
+
+def download(args: argparse.Namespace, partial: Path, names: list[str]) -> None:
+    """Fetch these files, and no other: the client fetches small ones again without need."""
+    from huggingface_hub import snapshot_download
+
+    if not names:
+        return
+    try:
+        snapshot_download(
+            args.repository, revision=args.commit, local_dir=partial, endpoint=args.endpoint,
+            token=args.token or False, allow_patterns=[glob.escape(name) for name in names],
+        )  # fmt: skip
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StageError(f"{args.repository}: download broke off: {one_line(error)}; run it again") from None
+    except Exception as error:
+        raise StageError(f"{args.repository}: download broke off: {one_line(error)}; run it again") from None
+
+
+def verify(partial: Path, wanted: dict) -> dict:
+    """Check every file against the hub's checksum; returns the manifest."""
+
+    def entry(name: str) -> tuple[str, dict]:
+        path = partial / name
+        if not right(path, wanted[name]):
+            raise StageError(f"{name}: its checksum is not the hub's; run it again")
+        os.chmod(path, 0o644)
+        seen = path.stat()
+        digest = sha256(path) if wanted[name].lfs is None else wanted[name].lfs.sha256
+        return name, {"size": seen.st_size, "sha256": digest, "mtime_ns": seen.st_mtime_ns}
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(pool.map(entry, wanted))
+
+
+def right(path: Path, file) -> bool:
+    """True when a file has the size and the checksum (sha256 of LFS, git's sha1) of the hub's."""
+    if not path.is_file() or path.stat().st_size != file.size:
+        return False
+    if file.lfs is not None:
+        return sha256(path) == file.lfs.sha256
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == file.blob_id
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def check_config(path: Path, expected: dict) -> None:
+    """Compare config.json with the numbers that the model's file promises."""
+    file = path / "config.json"
+    if not file.is_file():
+        raise StageError(f"{path} has no config.json: not a model folder")
+    try:
+        config = json.loads(file.read_text())
+    except ValueError:
+        raise StageError(f"{file} is no JSON: not a model folder") from None
+    wrong = [
+        f"{key} is {config.get(key)} there and {value} in the model's file"
+        for key, value in expected.items()
+        if config.get(key) != value
+    ]
+    if wrong:
+        raise StageError(f"{file} contradicts the catalogue: {'; '.join(wrong)}")
+
+
+def megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def replace(path: Path, text: str) -> None:
+    new = path.with_name(path.name + ".new")
+    new.write_text(text)
+    new.replace(path)
+
+
+def link(path: Path, target: str) -> None:
+    new = path.with_name(f".{path.name}.new")
+    new.unlink(missing_ok=True)
+    new.symlink_to(target)
+    new.replace(path)
+
+
+if __name__ == "__main__":
+    os.umask(0o022)
+    # Errors are one line: no progress bars and no warnings of the client beside them.
+    os.environ.update(HF_HUB_DISABLE_PROGRESS_BARS="1", HF_HUB_VERBOSITY="error")
+    # The client keeps notes of its own, also beside a local folder: not in root's home.
+    with tempfile.TemporaryDirectory() as home:
+        os.environ["HF_HOME"] = home
+        sys.exit(main())

@@ -1,0 +1,73 @@
+"""`rackserve chat`: ask the endpoint something."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import click
+
+from scripts.deploy import inventory_option
+from scripts.runner import Failed
+from scripts.status import look
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An OpenAI-compatible API; the key stays out of what is printed."""
+
+    url: str
+    model: str
+    key: str
+
+
+@click.command()
+@click.argument("question")
+@inventory_option
+@click.option("--max-tokens", default=256, show_default=True)
+@click.option("--temperature", default=0.0, show_default=True)
+def chat(question: str, inventory: str, max_tokens: int, temperature: float) -> None:
+    """Ask the model QUESTION and print its answer as it comes."""
+    ask(endpoint(inventory), question, max_tokens, temperature)
+
+
+def endpoint(inventory: str) -> Endpoint:
+    """The first replica's API; Failed when nothing is served."""
+    from scripts import runner
+
+    for host, units in look(inventory, "units").items():
+        for unit in units:
+            if unit.get("port"):
+                url = f"http://{runner.address(host)}:{unit['port']}"
+                return Endpoint(url, unit["model"], unit["key"])
+    raise Failed("nothing is served; run `rackserve deploy serve_llama` first")
+
+
+def ask(endpoint: Endpoint, question: str, max_tokens: int, temperature: float) -> None:
+    # Imported late: after gevent's patches, which the look-up has made.
+    import requests
+
+    body = {
+        "model": endpoint.model, "stream": True, "max_tokens": max_tokens,
+        "temperature": temperature, "messages": [{"role": "user", "content": question}],
+    }  # fmt: skip
+    headers = {"Authorization": f"Bearer {endpoint.key}"}
+    url = f"{endpoint.url}/v1/chat/completions"
+    try:
+        with requests.post(url, json=body, headers=headers, stream=True, timeout=600) as answer:
+            if not answer.ok:
+                raise Failed(f"{url} answered {answer.status_code}: {answer.text[:300]}")
+            _print_stream(answer)
+    except requests.RequestException as error:
+        raise Failed(f"{url} does not answer: {error}") from None
+
+
+def _print_stream(answer) -> None:
+    for line in answer.iter_lines(decode_unicode=True):
+        if line.startswith("data: ") and line != "data: [DONE]":
+            event = json.loads(line.removeprefix("data: "))
+            if "error" in event:
+                raise Failed(f"the answer broke off: {event['error']}")
+            for choice in event["choices"]:
+                click.echo(choice["delta"].get("content") or "", nl=False)
+    click.echo()

@@ -1,0 +1,30 @@
+"""`rackserve`: the same playbooks and the lab, for people. Owns no logic.
+
+Exit codes: 0 done, 1 failed, 2 bad input.
+"""
+
+from __future__ import annotations
+
+import click
+
+from scripts.chat import chat
+from scripts.demo import demo
+from scripts.deploy import deploy, unlock
+from scripts.lab import lab
+from scripts.status import logs, models, status
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="rackserve")
+def main() -> None:
+    """Serve large language models on your own racks: vLLM and Ray over SSH.
+
+    \b
+    Edit inventories/cluster.py, then
+        rackserve deploy serve_llama        everything, from bare OS to an endpoint
+        rackserve chat "Hello"              ask it something
+    """
+
+
+for command in (deploy, unlock, status, logs, chat, models, lab, demo):
+    main.add_command(command)

@@ -1,0 +1,175 @@
+"""Running pyinfra's own command line, with an exit code that tells the truth.
+
+pyinfra exits 0 when an inventory has no hosts, when `--limit` matches none and when a
+run is interrupted; a wrapper that trusts it reports success for nothing at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+#: Where inventories/ and deploys/ are; pyinfra's paths are relative to it.
+REPOSITORY = Path(__file__).parent.parent
+
+
+class Refused(click.ClickException):
+    """Bad input: one line on stderr, exit code 2."""
+
+    exit_code = 2
+
+    def show(self, file=None) -> None:
+        click.secho(f"rackserve: {self.message}", fg="red", err=True)
+
+
+class Failed(Refused):
+    """It was tried and did not work: one line on stderr, exit code 1."""
+
+    exit_code = 1
+
+
+def inventory_path(name: str) -> str:
+    """An inventory by its file, or by its name in inventories/."""
+    for path in (Path(name), REPOSITORY / f"inventories/{name}.py"):
+        if path.is_file():
+            return str(path.resolve())
+    there = sorted(path.stem for path in (REPOSITORY / "inventories").glob("*.py"))
+    raise Refused(f"no inventory {name}; there are: {', '.join(there)}, or give a file")
+
+
+def deploy_path(name: str) -> str:
+    """A playbook by its name in deploys/."""
+    files = (path.stem for path in (REPOSITORY / "deploys").glob("[a-z]*.py"))
+    there = sorted(stem for stem in files if stem not in NOT_PLAYBOOKS)
+    if name.removesuffix(".py") in there:
+        return f"deploys/{name.removesuffix('.py')}.py"
+    raise Refused(f"no deploy {name}; there are: {', '.join(there)}")
+
+
+#: Modules of deploys/ that playbooks share, and what other commands run.
+NOT_PLAYBOOKS = ("cluster", "settings", "journals", "units", "unlock")
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Run `pyinfra ARGUMENTS` from the repository; returns when all of it was done.
+
+    Raises Refused for bad input, Failed when a host failed.
+    """
+    os.chdir(REPOSITORY)
+    # Imported late: it patches sockets and threads for gevent, and takes half a second.
+    import pyinfra
+    from pyinfra_cli.cli import cli
+    from pyinfra_cli.exceptions import (
+        CliError,
+        UnexpectedExternalError,
+        UnexpectedInternalError,
+        WrappedError,
+    )
+
+    pyinfra.is_cli = True  # as its own main() does; else it orders operations by position
+    try:
+        cli.main(list(arguments), prog_name="pyinfra", standalone_mode=False)
+    except SystemExit as done:
+        if done.code:
+            raise Failed(_what_failed() or "failed; what went wrong stands above") from None
+    except WrappedError as error:
+        raise _refusal(error.exception) from None
+    except (CliError, click.UsageError) as error:
+        raise Refused(error.format_message()) from None
+    except UnexpectedExternalError as error:
+        raise _unexpected(error) from None
+    except UnexpectedInternalError as error:
+        if isinstance(error.exception, SyntaxError):  # an inventory's
+            wrong = error.exception
+            raise Refused(f"{wrong.filename} line {wrong.lineno}: {wrong.msg}") from None
+        raise
+    except (KeyboardInterrupt, click.Abort):
+        raise Failed("interrupted; run it again to finish what was begun") from None
+    _require_hosts()
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Keep pyinfra's own progress off the screen; its errors come as exceptions."""
+    noise = io.StringIO()
+    os.environ["PYINFRA_PROGRESS"] = "off"
+    with contextlib.redirect_stderr(noise):
+        try:
+            yield
+        except Failed as error:
+            raise Failed(f"{error.message}\n{noise.getvalue()}".strip()) from None
+
+
+def seen() -> dict[str, Any]:
+    """{host: what a read-only deploy left in its data}, in the inventory's order."""
+    from pyinfra.context import ctx_state
+
+    inventory = ctx_state.get().inventory
+    names = [host.name for group in ("head", "workers") for host in inventory.groups[group]]
+    return {name: inventory.get_host(name).data.get("seen", []) for name in names}
+
+
+def address(host: str) -> str:
+    """Where a host of the inventory is reached from here."""
+    from pyinfra.context import ctx_state
+
+    data = ctx_state.get().inventory.get_host(host).data
+    return str(data.get("ssh_hostname") or data.get("address") or host)
+
+
+def _refusal(error: Exception) -> Refused:
+    from deploys.cluster import Refused as BadInput
+
+    if isinstance(error, BadInput):
+        return Refused(str(error))
+    return Failed(_what_failed() or str(error))
+
+
+def _unexpected(error: click.ClickException) -> Refused:
+    """An inventory that the lab or the user's own code could not make is bad input."""
+    from models.errors import BadInput
+    from tests.lab import LabError
+
+    cause = error.exception  # type: ignore[attr-defined]
+    if isinstance(cause, (BadInput, LabError)):
+        return Refused(str(cause))
+    error.show()
+    return Failed(f"{type(cause).__name__} in {error.filename}")  # type: ignore[attr-defined]
+
+
+def _what_failed() -> str:
+    """What went wrong, host by host: in our operations' words, else in the command's own."""
+    from pyinfra.context import ctx_state
+
+    from roles.remote import failures
+
+    if failures or not ctx_state.isset():
+        return "; ".join(failures)
+    state = ctx_state.get()
+    hosts = sorted(state.failed_hosts, key=lambda host: host.name)
+    return "; ".join(f"{host.name}: {_last_words(state, host)}" for host in hosts)
+
+
+def _last_words(state: Any, host: Any) -> str:
+    """The last line that a failed operation on this host got from it."""
+    for operation in state.ops[host].values():
+        meta = operation.operation_meta
+        if meta.is_complete() and meta.did_error():
+            return (meta.stderr_lines or meta.stdout_lines or ["failed; see above"])[-1]
+    return "cannot be reached over SSH" if not host.connected else "failed; see above"
+
+
+def _require_hosts() -> None:
+    from pyinfra.context import ctx_state
+
+    if not ctx_state.isset() or not ctx_state.get().inventory:
+        raise Refused("the inventory has no hosts: fill the groups head and workers")
+    if not ctx_state.get().activated_hosts:
+        raise Refused("no host of the inventory was chosen: check --limit")

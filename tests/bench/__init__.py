@@ -1,0 +1,1 @@
+"""Benchmarks: measured on request by `make bench`, never asserted by the tests."""

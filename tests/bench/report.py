@@ -1,0 +1,43 @@
+"""Repeat, take the median, print a table, write JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+FOLDER = Path(__file__).parents[2] / "bench"
+
+
+def seconds(run: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def median(run: Callable[[], object], times: int) -> float:
+    """The median wall time of `run` in seconds."""
+    return statistics.median(seconds(run) for _ in range(times))
+
+
+def report(name: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Print rows as a table, and write them with the machine to bench/NAME.json."""
+    cells = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        click.echo("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+    FOLDER.mkdir(exist_ok=True)
+    machine = {"cores": os.cpu_count(), "kernel": platform.release()}
+    text = json.dumps({"name": name, "at": time.time(), "machine": machine, "rows": rows}, indent=1)
+    (FOLDER / f"{name}.json").write_text(text + "\n")
+
+
+def _cell(value: object) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,267 @@
+"""What vLLM, Ray and systemd are told: exact values."""
+
+import shlex
+
+import jinja2
+import pytest
+import yaml
+
+import models
+from models.plan import Node, plan
+from roles import ray, service, vllm
+from roles.vllm.arguments import arguments, render, variables
+
+LLAMA = models.get("llama-3.1-70b-instruct")
+NODES = [Node("gpu1", "10.0.0.1", 8), Node("gpu2", "10.0.0.2", 8)]
+PATH = "/var/lib/rackserve/weights/meta-llama--Llama-3.1-70B-Instruct/main"
+COMMON = {
+    "model": PATH,
+    "served-model-name": "llama-3.1-70b-instruct",
+    "host": "0.0.0.0",
+    "port": 8000,
+    "tensor-parallel-size": 8,
+    "pipeline-parallel-size": 2,
+    "shutdown-timeout": 30,
+    "max-model-len": 32768,
+}
+RAY_PORTS = [
+    "--node-manager-port=20001",
+    "--object-manager-port=20002",
+    "--runtime-env-agent-port=20003",
+    "--dashboard-agent-grpc-port=20004",
+    "--dashboard-agent-listen-port=20005",
+    "--metrics-export-port=20006",
+    "--min-worker-port=20100",
+    "--max-worker-port=20999",
+]
+
+
+def replica(nodes=NODES, **options):
+    return plan(LLAMA, nodes, **options).replicas[0]
+
+
+def test_ray_is_told_to_vllm_on_the_head():
+    assert arguments(LLAMA, replica(), "gpu1", PATH) == {
+        **COMMON,
+        "distributed-executor-backend": "ray",
+    }
+
+
+def test_one_node_is_told_no_executor():
+    assert arguments(LLAMA, replica(NODES[:1]), "gpu1", PATH) == {**COMMON, "pipeline-parallel-size": 1}
+
+
+def test_mp_gives_every_node_its_rank_and_only_the_first_an_api():
+    mp = {
+        **COMMON,
+        "distributed-executor-backend": "mp",
+        "nnodes": 2,
+        "node-rank": 0,
+        "master-addr": "10.0.0.1",
+        "master-port": 29501,
+    }
+    assert arguments(LLAMA, replica(executor="mp"), "gpu1", PATH) == mp
+    assert arguments(LLAMA, replica(executor="mp"), "gpu2", PATH) == {
+        **mp,
+        "node-rank": 1,
+        "headless": True,
+    }
+
+
+def test_the_users_arguments_go_over_ours():
+    own = LLAMA.with_(arguments={"max-model-len": 4096, "shutdown-timeout": 0, "port": 9})
+    told = arguments(own, replica(port=9000), "gpu1", PATH)
+    assert (told["max-model-len"], told["shutdown-timeout"]) == (4096, 0)
+
+
+@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("executor", ["ray", "mp"])
+def test_the_config_file_reads_back_as_what_was_told(name, executor):
+    model = models.get(name).with_(
+        arguments={"chat-template": "a: 'b'\n#c", "compilation-config": {"a": [1]}}
+    )
+    split = plan(
+        model,
+        [Node("a", "10.0.0.1", 1), Node("b", "10.0.0.2", 1)],
+        pipeline_parallel=2,
+        tensor_parallel=1,
+        executor=executor,
+    )
+    told = arguments(model, split.replicas[0], "b", PATH)
+    assert yaml.safe_load(render(told)) == told
+    assert list(yaml.safe_load(render(told))) == list(told), "in the order a person would read"
+
+
+def test_vllm_has_a_unit_on_the_head_under_ray_and_on_every_node_under_mp():
+    unit = ["rackserve-replica-0-vllm.service"]
+    assert [vllm.units(replica(), name) for name in ("gpu1", "gpu2")] == [unit, []]
+    assert [vllm.units(replica(executor="mp"), name) for name in ("gpu1", "gpu2")] == [unit, unit]
+
+
+def test_variables_keep_vllm_offline_and_its_caches_on_the_node():
+    assert variables(LLAMA.with_(environment={"A": "1", "VLLM_NO_USAGE_STATS": "0"}), "/cache") == {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "0",
+        "VLLM_ENGINE_READY_TIMEOUT_S": "7200",
+        "VLLM_CACHE_ROOT": "/cache/vllm",
+        "TORCHINDUCTOR_CACHE_DIR": "/cache/inductor",
+        "TRITON_CACHE_DIR": "/cache/triton",
+        "A": "1",
+    }
+
+
+def test_ray_head_pins_every_port():
+    assert ray.command(replica(), "gpu1", "/env") == [
+        "/env/bin/ray", "start", "--block", "--disable-usage-stats",
+        "--head", "--port=20000", "--temp-dir=/var/lib/rackserve/ray-replica-0", "--include-dashboard=false",
+        "--node-ip-address=10.0.0.1", "--node-name=gpu1", "--num-gpus=8", "--object-store-memory=268435456",
+        *RAY_PORTS,
+    ]  # fmt: skip
+
+
+def test_ray_worker_joins_the_head():
+    assert ray.command(replica(), "gpu2", "/env") == [
+        "/env/bin/ray", "start", "--block", "--disable-usage-stats", "--address=10.0.0.1:20000",
+        "--node-ip-address=10.0.0.2", "--node-name=gpu2", "--num-gpus=8", "--object-store-memory=268435456",
+        *RAY_PORTS,
+    ]  # fmt: skip
+
+
+def test_ray_is_given_only_the_gpus_of_the_replica():
+    spread = replica(tensor_parallel=2, pipeline_parallel=5)
+    assert "--num-gpus=5" in ray.command(spread, "gpu1", "/env")
+
+
+def test_a_driver_finds_its_own_ray_and_no_other():
+    assert ray.driver(replica()) == {
+        "RAY_ADDRESS": "10.0.0.1:20000",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": "/etc/rackserve/replica-0/ray.token",
+    }
+    assert ray.driver(replica(executor="mp")) == {}
+    assert (ray.units(replica()), ray.units(replica(executor="mp"))) == (
+        ["rackserve-replica-0-ray.service"],
+        [],
+    )
+
+
+def test_ray_sockets_fit_in_a_path_of_107_bytes():
+    # session_<26 of date and pid>/sockets/plasma_store
+    session = "/session_2026-11-23_01-02-03_456789_4194304/sockets/plasma_store"
+    assert len(ray.folder(replica(replicas=1)) + session) <= 107
+
+
+def read_back(line):
+    """An `Environment=` line as systemd reads it: C-style escapes in double quotes, %% for %."""
+    assert line.startswith('Environment="') and line.endswith('"'), line
+    text, value = line.removeprefix('Environment="')[:-1], ""
+    characters = iter(text)
+    for character in characters:
+        assert character != '"', f"an unescaped quote ends the value: {line}"
+        if character == "\\":
+            escaped = next(characters)
+            value += {"n": "\n", "t": "\t", "\\": "\\", '"': '"'}[escaped]
+        elif character == "%":
+            assert next(characters) == "%", f"a specifier is expanded: {line}"
+            value += "%"
+        else:
+            value += character
+    return value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "plain",
+        "",
+        "two words",
+        'a "quoted" word',
+        "back\\slash",
+        'trailing\\"',
+        "100%",
+        "%h/%i",
+        "$HOME ${HOME}",
+        "'single'",
+        "{'json': [1]}",
+        "a\nb",
+        "x=y;z#no comment",
+    ],
+)
+def test_a_variable_comes_out_of_the_unit_as_it_went_in(value):
+    lines = service.environment_lines({"A": value})
+    assert "\n" not in lines, "one variable is one line"
+    assert read_back(lines) == f"A={value}"
+
+
+def test_variables_are_one_line_each():
+    assert service.environment_lines({"A": "1", "B": "2"}) == 'Environment="A=1"\nEnvironment="B=2"'
+    assert service.environment_lines({}) == ""
+
+
+def test_vllm_nccl_and_gloo_are_told_the_same_address():
+    assert service.network("10.0.0.1", "eth1") == {
+        "VLLM_HOST_IP": "10.0.0.1",
+        "NCCL_SOCKET_IFNAME": "=eth1",
+        "GLOO_SOCKET_IFNAME": "eth1",
+    }
+
+
+def sections(text):
+    """{section: {key: [values]}} of a unit file, as systemd reads it."""
+    found, section = {}, None
+    for line in text.splitlines():
+        if line.startswith("["):
+            section = found.setdefault(line.strip("[]"), {})
+        elif line and not line.startswith(("#", ";")):
+            key, value = line.split("=", 1)
+            section.setdefault(key, []).append(value)
+    return found
+
+
+def rendered(template, **values):
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    return sections(environment.from_string(template.read_text()).render(service=service, **values))
+
+
+def vllm_unit(needs):
+    return rendered(
+        vllm.TEMPLATE,
+        replica="replica-0", needs=needs, command="/env/bin/vllm serve --config /etc/x.yaml",
+        path="/env/bin:/usr/bin", environment='Environment="A=1"',
+        secrets="/etc/rackserve/replica-0/vllm.env",
+    )  # fmt: skip
+
+
+def test_vllms_unit_stands_and_falls_with_ray():
+    unit = vllm_unit("rackserve-replica-0-ray.service")
+    assert unit["Unit"]["BindsTo"] == ["rackserve-replica-0-ray.service"]
+    assert unit["Unit"]["After"] == ["network-online.target rackserve-replica-0-ray.service"]
+    assert unit["Unit"]["StartLimitIntervalSec"] == ["0"]
+    assert unit["Install"]["WantedBy"] == ["rackserve-replica-0-ray.service"]
+
+
+def test_vllms_unit_without_ray_starts_at_boot():
+    unit = vllm_unit("")
+    assert "BindsTo" not in unit["Unit"]
+    assert unit["Unit"]["After"] == ["network-online.target"]
+    assert unit["Install"]["WantedBy"] == ["multi-user.target"]
+    assert unit["Service"]["User"] == ["rackserve"]
+    assert unit["Service"]["ExecStart"] == ["/env/bin/vllm serve --config /etc/x.yaml"]
+    assert unit["Service"]["EnvironmentFile"] == ["/etc/rackserve/replica-0/vllm.env"]
+
+
+def test_vllms_unit_waits_longer_than_the_shutdown_that_vllm_is_told():
+    told = arguments(LLAMA, replica(), "gpu1", PATH)
+    assert int(vllm_unit("")["Service"]["TimeoutStopSec"][0]) > told["shutdown-timeout"]
+
+
+def test_rays_unit_starts_from_an_empty_folder_of_its_own():
+    split = replica()
+    unit = rendered(
+        ray.TEMPLATE, replica="replica-0", role="head", folder=ray.folder(split), environment="",
+        path="/env/bin",
+        command=shlex.join(ray.command(split, "gpu1", "/env")),
+    )  # fmt: skip
+    assert unit["Service"]["ExecStartPre"] == ["/bin/rm -rf /var/lib/rackserve/ray-replica-0"]
+    assert shlex.split(unit["Service"]["ExecStart"][0]) == ray.command(split, "gpu1", "/env")
+    assert unit["Install"]["WantedBy"] == ["multi-user.target"]

@@ -1,0 +1,223 @@
+"""`rackserve` as a person runs it: what it refuses, in how many lines, with which exit code."""
+
+import atexit
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import models
+from scripts.cli import main
+
+REPOSITORY = Path(__file__).parents[1]
+CACHE = Path(tempfile.mkdtemp(prefix="rackserve-test-"))
+atexit.register(shutil.rmtree, CACHE)
+QUICK = {"fake_delay": 0, "fake_delay_jitter": 0, "interface": "lo", "gpus": 1}
+
+
+def rackserve(*words, **environment):
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "RACKSERVE_"))}
+    return subprocess.run(
+        [sys.executable, "-c", "from scripts.cli import main; main()", *map(str, words)],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=60,
+        env={**clean, "PYTHONPATH": str(REPOSITORY), "PYINFRA_PROGRESS": "off",
+             "XDG_CACHE_HOME": str(CACHE), **environment},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def inventory(tmp_path):
+    """inventory(head=[1], workers=[2]): a file with hosts of these numbers that are not there."""
+
+    def made(head=(1,), workers=(), **data):
+        groups = {
+            group: [(f"@fake/gpu{n}", {**QUICK, "address": f"10.0.0.{n}", **data}) for n in numbers]
+            for group, numbers in (("head", head), ("workers", workers))
+        }
+        file = tmp_path / "some.py"
+        file.write_text("".join(f"{group} = {hosts!r}\n" for group, hosts in groups.items()))
+        return file
+
+    return made
+
+
+def refused(done):
+    """The line of ours with which a command was refused as bad input."""
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    ours = [line for line in done.stderr.splitlines() if line.startswith("rackserve: ")]
+    assert len(ours) == 1 and done.stderr.rstrip().endswith(ours[0])
+    return ours[0].removeprefix("rackserve: ")
+
+
+COMMANDS = {
+    (): ["deploy", "unlock", "status", "logs", "chat", "models", "lab", "demo", "--version"],
+    ("deploy",): ["--inventory", "--dry", "--diff", "--limit", "--data", "serve_llama", "teardown"],
+    ("unlock",): ["--inventory"],
+    ("status",): ["--inventory", "--json"],
+    ("logs",): ["--inventory", "--part", "--lines"],
+    ("chat",): ["--inventory", "--max-tokens", "--temperature", "QUESTION"],
+    ("models",): ["List the models"],
+    ("lab",): [
+        "up",
+        "down",
+        "status",
+        "ssh",
+        "logs",
+        "cut",
+        "heal",
+        "poweroff",
+        "poweron",
+        "slow",
+        "fill-disk",
+    ],
+    ("lab", "up"): ["NODES"],
+    ("lab", "fill-disk"): ["--leave", "NODE"],
+    ("lab", "slow"): ["MBIT"],
+    ("demo",): ["--nodes", "QUESTION"],
+}
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_help_mentions_what_a_command_takes(words):
+    done = CliRunner().invoke(main, [*words, "--help"])
+    assert done.exit_code == 0
+    assert [word for word in COMMANDS[words] if word not in done.output] == []
+
+
+def test_every_command_has_its_help_tested():
+    assert {words[0] for words in COMMANDS if words} == set(main.commands)
+
+
+def test_models_lists_them_all_and_says_which_are_gated():
+    done = rackserve("models")
+    assert done.returncode == 0
+    listed = {line.split()[0]: line for line in done.stdout.splitlines()}
+    assert sorted(listed) == models.names()
+    for name, line in listed.items():
+        assert models.get(name).repository in line
+        assert ("gated" in line) == models.get(name).gated
+
+
+@pytest.mark.parametrize("name", ["serv", "cluster", "settings", "../scripts/cli", "__init__"])
+def test_an_unknown_deploy_is_refused_naming_those_there_are(inventory, name):
+    said = refused(rackserve("deploy", name, "-i", inventory()))
+    assert said.startswith(f"no deploy {name}; there are: ")
+    assert {"provision", "stage_weights", "serve", "serve_llama", "teardown"} <= set(
+        said.split("there are: ")[1].split(", ")
+    )
+    assert not {"cluster", "settings"} & set(said.split("there are: ")[1].split(", "))
+
+
+@pytest.mark.parametrize(
+    "words", [("deploy", "serve"), ("status",), ("logs",), ("unlock",), ("chat", "hello")]
+)
+def test_an_unknown_inventory_is_refused_naming_those_there_are(words):
+    said = refused(rackserve(*words, "-i", "clutser"))
+    assert said == "no inventory clutser; there are: cluster, lab, local, or give a file"
+
+
+def test_the_inventory_can_come_from_the_environment():
+    assert "no inventory elsewhere" in refused(rackserve("status", RACKSERVE_INVENTORY="elsewhere"))
+
+
+def test_an_inventory_without_hosts_is_refused(inventory):
+    said = refused(rackserve("deploy", "serve", "-i", inventory(head=())))
+    assert said == "the inventory has no hosts: fill the groups head and workers"
+
+
+def test_an_empty_inventory_file_is_refused(tmp_path):
+    (tmp_path / "empty.py").write_text("")
+    assert "has no hosts" in refused(rackserve("deploy", "serve", "-i", tmp_path / "empty.py"))
+
+
+def test_an_inventory_without_a_head_is_refused(inventory):
+    said = refused(rackserve("deploy", "serve", "-i", inventory(head=(), workers=(1, 2))))
+    assert said == "the inventory needs one host in the group head; it has none"
+
+
+def test_an_inventory_with_two_heads_is_refused_naming_them(inventory):
+    said = refused(rackserve("deploy", "serve", "-i", inventory(head=(1, 2))))
+    assert said == "the inventory needs one host in the group head; it has @fake/gpu1, @fake/gpu2"
+
+
+def test_two_hosts_of_one_address_are_refused_naming_them(inventory):
+    file = inventory(head=(1,), workers=(2,))
+    file.write_text(file.read_text().replace("10.0.0.2", "10.0.0.1"))
+    said = refused(rackserve("deploy", "provision", "-i", file))
+    assert said == "@fake/gpu1 and @fake/gpu2 have the same address 10.0.0.1"
+
+
+def test_a_wrong_setting_in_the_inventory_is_refused_naming_the_host(inventory):
+    said = refused(rackserve("deploy", "provision", "-i", inventory(gpus="eight")))
+    assert said == "@fake/gpu1: gpus is 'eight': must be a whole number of at least 0"
+
+
+def test_an_unknown_model_is_refused_with_the_nearest(inventory):
+    said = refused(rackserve("deploy", "serve", "-i", inventory(), "--data", "model=llama-3.1-70b"))
+    assert said.startswith("unknown model 'llama-3.1-70b'; the nearest are: llama-3.1-70b-instruct")
+
+
+def test_no_model_at_all_is_refused_saying_how_to_set_one(inventory):
+    assert "--data model=NAME" in refused(rackserve("deploy", "serve", "-i", inventory()))
+
+
+def test_a_setting_that_nothing_reads_is_refused_with_the_nearest(inventory):
+    said = refused(rackserve("deploy", "serve", "-i", inventory(), "--data", "modle=x"))
+    assert said == "--data modle: no such setting; did you mean model?"
+
+
+def test_a_plan_that_cannot_be_is_refused(inventory):
+    file = inventory(model="smollm2-135m-instruct", runtime="cpu", workers=(2,))
+    said = refused(rackserve("deploy", "serve", "-i", file, "--data", "tensor_parallel=2"))
+    assert said.endswith("TP can be 1, 3, 9 (set tensor_parallel)")
+
+
+def test_a_limit_that_matches_no_host_is_refused(inventory):
+    done = rackserve("deploy", "provision", "-i", inventory(), "--limit", "gpu9", "--dry")
+    assert done.returncode == 2
+    assert "--limit" in done.stderr.splitlines()[-1] or "gpu9" in done.stderr.splitlines()[-1]
+
+
+def test_a_limit_without_the_host_of_the_lock_is_refused(inventory):
+    done = rackserve("deploy", "provision", "-i", inventory(workers=(2,)), "--limit", "@fake/gpu2")
+    assert refused(done) == "@fake/gpu1 holds the lock, and --limit leaves it out: add --limit @fake/gpu1"
+
+
+def test_an_inventory_with_an_error_in_it_is_named_with_its_file(tmp_path):
+    (tmp_path / "broken.py").write_text("head = [\n")
+    done = rackserve("deploy", "serve", "-i", tmp_path / "broken.py")
+    assert done.returncode in (1, 2)
+    assert "broken.py" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("rackserve: ")
+
+
+def test_an_option_that_pyinfra_does_not_know_is_refused(inventory):
+    done = rackserve("deploy", "provision", "-i", inventory(), "--no-such-option")
+    assert done.returncode == 2 and "--no-such-option" in done.stderr
+
+
+def test_dry_changes_nothing_and_succeeds(inventory):
+    file = inventory(model="smollm2-135m-instruct", runtime="cpu", workers=(2,), pipeline_parallel=2)
+    done = rackserve("deploy", "serve_llama", "-i", file, "--dry")
+    assert done.returncode == 0, done.stderr
+    assert "serve_llama: done in" in done.stderr
+    assert "Warning" not in done.stderr, "gevent must patch ssl before anything imports it"
+
+
+def test_status_of_hosts_that_serve_nothing_says_so(inventory):
+    file = inventory(workers=(2,), fake_responses={"python3 -c": "[]"})
+    done = rackserve("status", "-i", file)
+    assert (done.returncode, done.stdout) == (0, "nothing is served on @fake/gpu1, @fake/gpu2\n")
+
+
+def test_chat_with_hosts_that_serve_nothing_fails_saying_what_to_do(inventory):
+    done = rackserve("chat", "hello", "-i", inventory(fake_responses={"python3 -c": "[]"}))
+    assert done.returncode == 1
+    assert done.stderr == "rackserve: nothing is served; run `rackserve deploy serve_llama` first\n"

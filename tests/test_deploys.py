@@ -1,0 +1,255 @@
+"""The order of every playbook, read from pyinfra's own plan over hosts that are not there."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+PYINFRA = Path(sys.executable).with_name("pyinfra")
+INVENTORY = """
+of_all = {"fake_delay": 0, "fake_delay_jitter": 0, "interface": "lo", "gpus": 1}
+head = [("@fake/gpu1", {**of_all, "address": "10.0.0.1"})]
+workers = [(f"@fake/gpu{n}", {**of_all, "address": f"10.0.0.{n}"}) for n in (2, 3)]
+"""
+SETTINGS = {"runtime": "cpu", "model": "smollm2-135m-instruct", "tensor_parallel": 3}
+HEAD, WORKERS = ["@fake/gpu1"], ["@fake/gpu2", "@fake/gpu3"]
+
+PROVISION = """\
+Hold the lock
+The lock is held
+Base | Install system packages
+Base | Create the user rackserve
+Base | Own /var/lib/rackserve
+Base | Own /var/cache/rackserve
+Base | Raise the limits of the serving user
+Base | Keep kernel settings over a boot
+Base | Set kernel settings
+Runtime | Upload tools.lock
+Runtime | Install the tools environment
+Runtime | Upload cpu.lock
+Runtime | Install the cpu environment of vLLM
+Make the cluster's secret
+Every host is provisioned
+""".splitlines()
+
+STAGE_WEIGHTS = """\
+Hold the lock
+The lock is held
+Weights | Install stage.py
+Resolve HuggingFaceTB/SmolLM2-135M-Instruct
+The commit is known
+Stage HuggingFaceTB/SmolLM2-135M-Instruct
+Every replica has its weights
+""".splitlines()
+
+RAY = """\
+Ray | Write the Ray token of replica-0
+Ray | Write rackserve-replica-0-ray.service
+Ray | Run rackserve-replica-0-ray.service
+""".splitlines()
+
+SERVE = f"""\
+Hold the lock
+The lock is held
+Look for the weights
+Every replica has its weights
+Make the cluster's secret
+Health | Install probe.py
+Stop vLLM that is not planned
+No unplanned vLLM runs
+Stop Ray that is not planned
+Remove replicas that are not planned
+Only planned replicas are left
+{chr(10).join(RAY)}
+Ray's heads run
+{chr(10).join(RAY)}
+Ray's workers run
+vLLM | Write the API key of replica-0
+vLLM | Keep the API key from Ray's workers
+vLLM | Write /etc/rackserve/replica-0/vllm.yaml
+vLLM | Write rackserve-replica-0-vllm.service
+vLLM | Run rackserve-replica-0-vllm.service
+vLLM runs
+Wait until replica-0 generates
+Every replica generates
+""".splitlines()
+
+TEARDOWN = """\
+Hold the lock
+The lock is held
+Stop vLLM
+No vLLM runs
+Stop Ray
+Remove the replicas' configuration
+vLLM | Remove the list of uncarried variables
+Health | Remove probe.py
+Nothing is served
+""".splitlines()
+
+
+@pytest.fixture(scope="module")
+def dry(tmp_path_factory):
+    """dry(deploy, **settings): the finished `pyinfra --dry --json` of a playbook."""
+    inventory = tmp_path_factory.mktemp("inventory") / "three.py"
+    inventory.write_text(INVENTORY)
+
+    def run(deploy, **settings):
+        data = [f"--data={key}={value}" for key, value in {**SETTINGS, **settings}.items()]
+        command = [PYINFRA, inventory, f"deploys/{deploy}.py", "--dry", "--json", *data]
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+        environment = {
+            **clean,
+            "PYTHONPATH": str(REPOSITORY),
+            "PYINFRA_PROGRESS": "off",
+            "XDG_CACHE_HOME": str(inventory.parent),
+        }
+        return subprocess.run(
+            command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=60
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def plan_of(dry):
+    """plan_of(deploy, **settings): its operations, each once asked and kept."""
+    known = {}
+
+    def plan(deploy, **settings):
+        key = (deploy, *settings.items())
+        if key not in known:
+            done = dry(deploy, **settings)
+            assert done.returncode == 0, done.stderr
+            known[key] = json.loads(done.stdout)["plan"]
+        return known[key]
+
+    return plan
+
+
+def name_of(operation, deploy=""):
+    return operation["name"].removeprefix(f"deploys/{deploy}.py | ")
+
+
+@pytest.mark.parametrize(
+    ("deploy", "names"),
+    [
+        ("provision", PROVISION),
+        ("stage_weights", STAGE_WEIGHTS),
+        ("serve", SERVE),
+        ("teardown", TEARDOWN),
+    ],
+)
+def test_the_order_of_a_playbook(plan_of, deploy, names):
+    assert [name_of(operation) for operation in plan_of(deploy)] == names
+
+
+def test_serve_llama_is_the_three_one_after_another(plan_of):
+    expected = [
+        f"deploys/{deploy}.py | {name}"
+        for deploy, names in (("provision", PROVISION), ("stage_weights", STAGE_WEIGHTS), ("serve", SERVE))
+        for name in names
+    ]
+    assert [operation["name"] for operation in plan_of("serve_llama")] == expected
+
+
+ALL = [
+    ("serve_llama", {}),
+    ("serve_llama", {"executor": "mp"}),
+    ("serve_llama", {"tensor_parallel": 1, "pipeline_parallel": 3}),
+    ("serve_llama", {"tensor_parallel": 1, "pipeline_parallel": 2}),
+    ("serve_llama", {"weights_path": "/srv/model"}),
+    ("provision", {}),
+    ("stage_weights", {}),
+    ("serve", {}),
+    ("teardown", {}),
+]
+
+
+@pytest.mark.parametrize(("deploy", "settings"), ALL, ids=str)
+def test_no_operation_carries_two_names(plan_of, deploy, settings):
+    # pyinfra tells operations apart by their line numbers written one after the other:
+    # 1,23 and 12,3 are the same to it, and two operations become one.
+    assert [op["names"] for op in plan_of(deploy, **settings) if len(op["names"]) != 1] == []
+
+
+def test_operations_of_several_replicas_are_matched_one_to_one(plan_of):
+    for operation in plan_of("serve_llama", tensor_parallel=1, replicas=3):
+        alike = {name.replace("replica-1", "replica-0").replace("replica-2", "replica-0")
+                 for name in operation["names"]}  # fmt: skip
+        assert len(alike) == 1, operation["names"]
+
+
+def places(plan, name):
+    return [place for place, operation in enumerate(plan) if name_of(operation, "serve") == name]
+
+
+def test_rays_head_is_up_before_its_workers_and_they_before_vllm(plan_of):
+    plan = plan_of("serve_llama")
+    (heads_run,), (workers_run,) = places(plan, "Ray's heads run"), places(plan, "Ray's workers run")
+    for name in RAY:
+        head, worker = places(plan, name)
+        assert head < heads_run < worker < workers_run
+        assert (plan[head]["hosts_with_change"], plan[worker]["hosts_with_change"]) == (HEAD, WORKERS)
+    (vllm,) = places(plan, "vLLM | Run rackserve-replica-0-vllm.service")
+    assert workers_run < vllm and plan[vllm]["hosts_with_change"] == HEAD
+
+
+def test_the_nodes_of_a_plan_that_has_none_of_it_are_left_alone(plan_of):
+    plan = plan_of("serve_llama", tensor_parallel=1, pipeline_parallel=2)
+    _, worker = places(plan, RAY[-1])
+    assert plan[worker]["hosts_with_change"] == ["@fake/gpu2"]
+    staged = [op for op in plan if "| Stage " in op["name"]]
+    assert [op["hosts_with_change"] for op in staged] == [["@fake/gpu1", "@fake/gpu2"]]
+
+
+def test_with_mp_there_is_no_ray_and_vllm_is_on_every_node(plan_of):
+    plan = plan_of("serve_llama", executor="mp")
+    assert not [op for op in plan if "Write rackserve-replica-0-ray" in op["name"]]
+    (vllm,) = places(plan, "vLLM | Run rackserve-replica-0-vllm.service")
+    assert plan[vllm]["hosts_with_change"] == HEAD + WORKERS
+
+
+def test_a_folder_of_the_users_is_checked_and_nothing_is_fetched(plan_of):
+    names = [name_of(op, "stage_weights") for op in plan_of("serve_llama", weights_path="/srv/model")]
+    assert "Check /srv/model" in names
+    assert not [name for name in names if name.startswith(("Resolve", "Stage "))]
+
+
+def test_the_first_thing_that_changes_comes_after_the_lock(plan_of):
+    for deploy in ("provision", "stage_weights", "serve", "teardown"):
+        plan = plan_of(deploy)
+        assert [name_of(op) for op in plan[:2]] == ["Hold the lock", "The lock is held"]
+        assert [op["hosts_with_change"] for op in plan[:2]] == [[], []]
+
+
+def test_waiting_and_barriers_are_no_changes(plan_of):
+    for name in ("Ray's heads run", "vLLM runs", "Wait until replica-0 generates", "Every replica generates"):
+        (place,) = places(plan_of("serve"), name)
+        assert plan_of("serve")[place]["hosts_with_change"] == []
+
+
+def test_the_model_of_serve_llama_is_llama_unless_the_user_says_otherwise(dry):
+    done = dry("serve_llama", model="llama-3.1-70b-instruct", tensor_parallel=1, pipeline_parallel=2)
+    assert "Resolve meta-llama/Llama-3.1-70B-Instruct" in done.stdout
+
+
+def test_a_plan_that_cannot_be_is_one_line_that_names_what_can(dry):
+    done = dry("serve_llama", tensor_parallel=2)
+    assert (done.returncode, done.stdout) == (1, "")
+    said = [line for line in done.stderr.splitlines() if "TP" in line]
+    assert len(said) == 1
+    assert said[0].endswith(
+        "smollm2-135m-instruct: TP 2 does not divide 9 attention heads and 3 key-value heads; "
+        "TP can be 1, 3, 9 (set tensor_parallel)"
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_secrets_are_in_no_plan_and_no_message(dry):
+    done = dry("serve_llama", api_key="sk-very-secret", hf_token="hf_very-secret")
+    assert done.returncode == 0
+    assert "very-secret" not in done.stdout + done.stderr

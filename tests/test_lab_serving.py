@@ -1,0 +1,149 @@
+"""The main job on real nodes, from bare OS; each test goes on where the one before ended."""
+
+from typing import Any
+
+import pytest
+import requests
+
+from tests.lab.node import Node
+from tests.lab.shell import wait_until
+from tests.lab.testing import (
+    api_key,
+    belongings,
+    executions,
+    greedy,
+    pyinfra,
+    rackserve,
+    reference,
+    unit_started,
+)
+
+pytestmark = pytest.mark.lab
+
+SMOLLM2 = "/var/lib/rackserve/weights/HuggingFaceTB--SmolLM2-135M-Instruct/main"
+TP3 = {"tensor_parallel": 3, "pipeline_parallel": 1}
+#: What a run without changes still does not report, and what tests compare.
+NOTHING: dict[str, list[str]] = {}
+
+seen: dict[str, Any] = {}
+
+
+def test_dry_works_on_bare_nodes_and_changes_nothing(lab: list[Node]) -> None:
+    before = belongings(lab[0])
+    outcome = pyinfra("serve_llama", "--dry", **TP3)
+    assert outcome.code == 0, outcome.said
+    assert belongings(lab[0]) ^ before == set()
+
+
+def test_provision_and_staging_from_bare_os(lab: list[Node]) -> None:
+    for deploy in ("provision", "stage_weights"):
+        outcome = pyinfra(deploy, **TP3)
+        assert outcome.code == 0, outcome.said
+    seen["before serve"] = [belongings(node) for node in lab]
+    seen["reference"] = reference(lab[0], SMOLLM2)
+
+
+def test_tp3_over_three_nodes_through_ray(lab: list[Node]) -> None:
+    outcome = pyinfra("serve", **TP3)
+    assert outcome.code == 0, outcome.said
+    assert greedy(lab[0]) == seen["reference"]
+    assert "Paris" in rackserve("chat", "-i", "lab", "What is the capital of France?").said
+
+
+def test_the_whole_job_again_changes_nothing(lab: list[Node]) -> None:
+    outcome = pyinfra("serve_llama", **TP3)
+    assert (outcome.code, outcome.changed) == (0, NOTHING), outcome.said
+
+
+def test_a_run_that_changes_nothing_asks_each_host_a_handful_of_times(lab: list[Node]) -> None:
+    assert pyinfra("provision").changed == NOTHING  # learns what such a run asks
+    outcome = pyinfra("provision", "-y", "--debug")
+    assert outcome.changed == NOTHING
+    # A look at what is needed, all facts at once, and on the head the lock's two.
+    assert executions(outcome.said) <= 4 * len(lab)
+
+
+def test_an_api_key_is_needed_and_is_in_no_log_or_process_list(lab: list[Node]) -> None:
+    url = f"http://{lab[0].address}:8000/v1/models"
+    assert requests.get(url, timeout=10).status_code == 401
+    key = api_key(lab[0])
+    for node in lab:
+        assert key not in node.sudo(
+            "cat /proc/[0-9]*/cmdline; journalctl --no-pager; cat /etc/systemd/system/*.service"
+        )
+    assert node.sudo("stat -c %a:%U /etc/rackserve/replica-0/ray.token").strip() == "440:root"
+    assert lab[0].sudo("stat -c %a:%U /etc/rackserve/replica-0/vllm.env").strip() == "600:root"
+
+
+def test_hand_edits_and_stopped_units_are_repaired(lab: list[Node]) -> None:
+    lab[0].sudo("echo enforce-eager: true >> /etc/rackserve/replica-0/vllm.yaml")
+    lab[1].sudo("systemctl stop rackserve-replica-0-ray; rm /etc/security/limits.d/60-rackserve.conf")
+    outcome = pyinfra("serve_llama", **TP3)
+    assert outcome.code == 0, outcome.said
+    assert outcome.changed == {
+        "Base | Raise the limits of the serving user": ["node2"],
+        "Ray | Run rackserve-replica-0-ray.service": ["node2"],
+        "vLLM | Write /etc/rackserve/replica-0/vllm.yaml": ["node1"],
+        "vLLM | Run rackserve-replica-0-vllm.service": ["node1"],
+    }
+    assert greedy(lab[0]) == seen["reference"]
+
+
+def test_one_changed_argument_restarts_only_vllm_and_diff_shows_why(lab: list[Node]) -> None:
+    argument = {"vllm_args": {"max-num-seqs": 4}}
+    diff = pyinfra("serve", "--dry", "--diff", **TP3, **argument)
+    assert "max-num-seqs: 4" in diff.said
+    ray = [unit_started(node, "ray") for node in lab]
+    outcome = pyinfra("serve", **TP3, **argument)
+    assert outcome.code == 0, outcome.said
+    assert outcome.changed == {
+        "vLLM | Write /etc/rackserve/replica-0/vllm.yaml": ["node1"],
+        "vLLM | Run rackserve-replica-0-vllm.service": ["node1"],
+    }
+    assert [unit_started(node, "ray") for node in lab] == ray
+
+
+def test_a_rebooted_worker_rejoins_by_its_units_own_restarts(lab: list[Node]) -> None:
+    before = unit_started(lab[0], "vllm")
+    lab[2].poweroff()
+    lab[2].poweron()
+    # The engine notices the lost rank, ends, and systemd starts it anew.
+    wait_until(lambda: unit_started(lab[0], "vllm") not in (before, "0", ""), 120, "vLLM to restart")
+    wait_until(lambda: _answers(lab[0]), 180, "the endpoint to serve again")
+    assert greedy(lab[0]) == seen["reference"]
+
+
+def test_pp2_over_two_nodes_through_ray(lab: list[Node]) -> None:
+    outcome = pyinfra("serve", tensor_parallel=1, pipeline_parallel=2)
+    assert outcome.code == 0, outcome.said
+    assert greedy(lab[0]) == seen["reference"]
+    assert not lab[2].sudo("systemctl list-unit-files --no-legend rackserve-* || true").strip()
+
+
+def test_pp2_over_two_nodes_through_vllms_own_executor(lab: list[Node]) -> None:
+    outcome = pyinfra("serve", tensor_parallel=1, pipeline_parallel=2, executor="mp")
+    assert outcome.code == 0, outcome.said
+    assert greedy(lab[0]) == seen["reference"]
+    assert "ray" not in lab[0].sudo("systemctl list-unit-files --no-legend rackserve-*")
+
+
+def test_one_node_alone(lab: list[Node]) -> None:
+    outcome = pyinfra("serve", tensor_parallel=1, pipeline_parallel=1)
+    assert outcome.code == 0, outcome.said
+    assert greedy(lab[0]) == seen["reference"]
+    assert "TP 1 x PP 1" in rackserve("status", "-i", "lab").said
+
+
+def test_teardown_leaves_the_nodes_as_they_were_before_serve(lab: list[Node]) -> None:
+    outcome = pyinfra("teardown")
+    assert outcome.code == 0, outcome.said
+    for node, before in zip(lab, seen["before serve"], strict=True):
+        assert belongings(node) ^ before == set()
+    assert pyinfra("teardown").changed == NOTHING
+
+
+def _answers(node: Node) -> bool:
+    try:
+        return bool(greedy(node))
+    except (requests.RequestException, KeyError, ValueError):
+        return False

@@ -1,0 +1,144 @@
+"""The lock's script, run as the node runs it, on a folder of its own."""
+
+import json
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from roles.lock import describe
+
+SCRIPT = Path(__file__).parents[1] / "roles/lock/lock.py"
+
+#: Runs the script with its folder elsewhere than /run.
+MAIN = """
+import importlib.util, json, sys
+spec = importlib.util.spec_from_file_location("lock", sys.argv[1])
+lock = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(lock)
+lock.FOLDER, lock.LOCK = sys.argv[2], sys.argv[2] + "/lock"
+sys.exit(lock.main(sys.argv[3], json.loads(sys.argv[4]), float(sys.argv[5])))
+"""
+
+
+class Locker:
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __call__(self, action, run="a", ttl=100, gone=(), pid=1):
+        given = {"id": run, "who": f"{run}@laptop", "pid": pid}
+        if action == "take":
+            given["gone"] = list(gone)
+        command = [
+            sys.executable,
+            "-I",
+            "-S",
+            "-c",
+            MAIN,
+            SCRIPT,
+            self.folder,
+            action,
+            json.dumps(given),
+            str(ttl),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        assert done.stderr == "", done.stderr
+        return done.returncode == 0, done.stdout
+
+    @property
+    def holder(self):
+        file = self.folder / "lock"
+        return json.loads(file.read_text()) if file.exists() else None
+
+
+@pytest.fixture
+def lock(tmp_path):
+    return Locker(tmp_path / "run")
+
+
+def test_a_free_lock_is_taken_and_says_who_since_when_and_until_when(lock):
+    before = time.time()
+    assert lock("take", "a", ttl=100, pid=7) == (True, "")
+    holder = lock.holder
+    assert (holder["id"], holder["who"], holder["pid"]) == ("a", "a@laptop", 7)
+    assert before + 100 <= holder["expires"] <= time.time() + 100
+    assert set(holder) == {"id", "who", "pid", "since", "expires"}
+    assert describe(holder) == f"a@laptop (pid 7) since {holder['since']}"
+
+
+def test_a_taken_lock_is_refused_and_prints_its_holder(lock):
+    lock("take", "a")
+    took, out = lock("take", "b")
+    assert not took and json.loads(out) == lock.holder
+    assert lock.holder["id"] == "a"
+
+
+def test_taking_ones_own_lock_again_is_no_refusal(lock):
+    lock("take", "a", ttl=1)
+    assert lock("take", "a", ttl=100)[0]
+    assert lock.holder["expires"] > time.time() + 50
+
+
+def test_a_lock_lapses_without_renewal(lock):
+    lock("take", "a", ttl=0.05)
+    time.sleep(0.1)
+    assert lock("take", "b")[0]
+    assert lock.holder["id"] == "b"
+
+
+def test_renewal_moves_the_end_and_nothing_else(lock):
+    lock("take", "a", ttl=10)
+    before = lock.holder
+    assert lock("renew", "a", ttl=1000)[0]
+    after = lock.holder
+    assert after.pop("expires") > before.pop("expires") + 900
+    assert after == before
+
+
+def test_a_lock_that_was_taken_away_is_not_renewed(lock):
+    lock("take", "a", ttl=0.05)
+    time.sleep(0.1)
+    lock("take", "b")
+    assert not lock("renew", "a")[0]
+    assert lock.holder["id"] == "b"
+
+
+@pytest.mark.parametrize("action", ["renew", "release"])
+def test_a_lock_that_nobody_holds_is_neither_renewed_nor_released(lock, action):
+    assert not lock(action, "a")[0]
+    assert lock.holder is None
+
+
+def test_only_the_holder_releases(lock):
+    lock("take", "a")
+    assert not lock("release", "b")[0]
+    assert lock.holder["id"] == "a"
+    assert lock("release", "a")[0]
+    assert lock.holder is None
+    assert lock("take", "b")[0]
+
+
+def test_the_lock_of_a_process_that_is_gone_may_be_taken(lock):
+    lock("take", "a", pid=41)
+    assert not lock("take", "b", gone=["c", "d"])[0]
+    assert lock("take", "b", gone=["a"])[0]
+    assert lock.holder["id"] == "b" and "gone" not in lock.holder
+
+
+def test_a_lock_that_was_torn_by_a_crash_is_free(lock):
+    lock("take", "a")
+    (lock.folder / "lock").write_text('{"id": "a", "wh')
+    assert lock("take", "b")[0]
+
+
+def test_of_twenty_at_once_exactly_one_wins(lock):
+    names = [f"run{number}" for number in range(20)]
+    with ThreadPoolExecutor(20) as pool:
+        outcomes = list(pool.map(lambda name: lock("take", name), names))
+    winners = [name for name, (took, _) in zip(names, outcomes, strict=True) if took]
+    assert len(winners) == 1
+    assert lock.holder["id"] == winners[0]
+    assert all(json.loads(out)["id"] == winners[0] for took, out in outcomes if not took)

@@ -1,0 +1,138 @@
+"""What a user may set, and what is said of a wrong value."""
+
+import pytest
+
+from deploys.settings import Settings, check_names, check_same, settings
+from models.errors import InventoryError
+
+HOST = {"address": "10.0.0.1"}
+
+
+@pytest.fixture(autouse=True)
+def no_token_outside(monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+
+
+def test_defaults_are_a_cluster_of_eight_gpu_nodes_served_by_cuda():
+    own = settings("gpu1", HOST)
+    assert (own.gpus, own.runtime, own.executor, own.port, own.replicas) == (8, "cuda", "auto", 8000, 1)
+    assert (own.tensor_parallel, own.pipeline_parallel) == (None, None)
+    assert (own.model, own.revision, own.weights_path, own.plugins, own.wheelhouse) == (
+        "",
+        None,
+        None,
+        None,
+        None,
+    )
+    assert (own.api_key, own.hf_endpoint, own.hf_token, own.interface) == (None, None, None, None)
+    assert (own.vllm_args, own.vllm_env) == ({}, {})
+
+
+def test_what_is_given_is_taken():
+    own = settings("gpu1", {**HOST, "gpus": 4, "model": "m", "vllm_args": {"seed": 1}, "executor": "mp"})
+    assert (own.gpus, own.model, own.vllm_args, own.executor) == (4, "m", {"seed": 1}, "mp")
+
+
+def test_none_in_the_inventory_means_the_default():
+    assert settings("gpu1", {**HOST, "gpus": None, "executor": None}).gpus == 8
+
+
+def test_what_belongs_to_ssh_is_passed_over():
+    assert settings("gpu1", {**HOST, "ssh_user": "ubuntu", "_sudo": True}) == settings("gpu1", HOST)
+
+
+def test_address_is_where_ssh_finds_the_host_unless_it_is_set():
+    assert settings("gpu1", {"ssh_hostname": "192.0.2.1"}).address == "192.0.2.1"
+    assert settings("gpu1", {"ssh_hostname": "192.0.2.1", "address": "10.0.0.1"}).address == "10.0.0.1"
+    assert settings("192.0.2.7", {}).address == "192.0.2.7"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"executor": "mpi"}, "executor is 'mpi': must be one of auto, ray, mp"),
+        ({"runtime": "rocm"}, "runtime is 'rocm': must be one of cuda, cpu"),
+        ({"replicas": 0}, "replicas is 0: must be a whole number of at least 1"),
+        ({"replicas": "two"}, "replicas is 'two': must be a whole number of at least 1"),
+        ({"replicas": True}, "replicas is True: must be a whole number of at least 1"),
+        ({"port": 0}, "port is 0: must be a whole number of at least 1"),
+        ({"port": "8000"}, "port is '8000': must be a whole number of at least 1"),
+        ({"ready_timeout": 0.5}, "ready_timeout is 0.5: must be a whole number of at least 1"),
+        ({"tensor_parallel": 0}, "tensor_parallel is 0: must be a whole number of at least 1"),
+        ({"tensor_parallel": -8}, "tensor_parallel is -8: must be a whole number of at least 1"),
+        ({"pipeline_parallel": 2.0}, "pipeline_parallel is 2.0: must be a whole number of at least 1"),
+        ({"gpus": -1}, "gpus is -1: must be a whole number of at least 0"),
+        ({"gpus": "8"}, "gpus is '8': must be a whole number of at least 0"),
+        ({"address": "gpu1.example"}, "address is 'gpu1.example': must be an IPv4 address of the host"),
+        ({"address": "10.0.0.1/24"}, "address is '10.0.0.1/24': must be an IPv4 address of the host"),
+        ({"port": 20100}, "port is 20100: must be at most 65535, and not 20000 to 32767 (Ray, vLLM)"),
+        ({"api_key": "a b"}, "api_key: must be letters, digits and . ~ + / = _ - only"),
+        ({"vllm_args": "--seed 1"}, "vllm_args is '--seed 1': must be a dictionary"),
+        ({"vllm_env": ["A=1"]}, "vllm_env is ['A=1']: must be a dictionary"),
+    ],
+)
+def test_a_wrong_value_is_refused_naming_host_and_key(given, message):
+    with pytest.raises(InventoryError) as refusal:
+        settings("gpu1", {**HOST, **given})
+    assert str(refusal.value) == f"gpu1: {message}"
+
+
+@pytest.mark.parametrize("given", [{"port": 65536}, {"vllm_env": {"OMP_NUM_THREADS": 1}}])
+def test_a_value_that_would_only_fail_later_is_refused_as_well(given):
+    with pytest.raises(InventoryError, match=f"^gpu1: {next(iter(given))}"):
+        settings("gpu1", {**HOST, **given})
+
+
+def test_a_node_without_gpus_is_allowed():
+    assert settings("gpu1", {**HOST, "gpus": 0}).gpus == 0
+
+
+def test_a_host_whose_name_is_no_address_is_told_to_give_one():
+    with pytest.raises(InventoryError, match="^gpu1: address is 'gpu1': must be an IPv4 address"):
+        settings("gpu1", {})
+
+
+def test_token_comes_from_the_environment_unless_it_is_set(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_outside")
+    assert settings("gpu1", HOST).hf_token == "hf_outside"
+    assert settings("gpu1", {**HOST, "hf_token": "hf_inside"}).hf_token == "hf_inside"
+
+
+def test_secrets_do_not_show_in_the_repr():
+    own = Settings(address="10.0.0.1", hf_token="hf_secret", api_key="sk_secret")
+    assert "secret" not in repr(own)
+
+
+def test_known_data_keys_pass():
+    check_names(["model", "gpus", "hf_token", "ssh_user", "_sudo"])
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("modle", "model"),
+        ("replica", "replicas"),
+        ("tensor_paralel", "tensor_parallel"),
+        ("tensor-parallel", "tensor_parallel"),
+        ("wheelhuose", "wheelhouse"),
+    ],
+)
+def test_an_unknown_data_key_is_refused_with_the_nearest(typed, meant):
+    with pytest.raises(InventoryError) as refusal:
+        check_names(["gpus", typed])
+    assert str(refusal.value).startswith(f"--data {typed}: no such setting; did you mean {meant}")
+
+
+def test_an_unknown_data_key_near_to_none_points_to_the_list():
+    with pytest.raises(InventoryError, match="--data qqqq: no such setting; deploys/settings.py lists them"):
+        check_names(["qqqq"])
+
+
+def test_a_setting_that_must_be_the_same_everywhere_is_compared():
+    hosts = {"gpu1": settings("gpu1", HOST), "gpu2": settings("gpu2", {**HOST, "replicas": 2})}
+    with pytest.raises(InventoryError, match="replicas differs between gpu1 and gpu2"):
+        check_same(hosts)
+
+
+def test_what_belongs_to_a_host_may_differ():
+    check_same({"gpu1": settings("gpu1", HOST), "gpu2": settings("gpu2", {**HOST, "gpus": 4})})

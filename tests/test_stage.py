@@ -1,0 +1,386 @@
+"""Staging of weights: the script as a node runs it, against a real hub on the loopback."""
+
+import json
+import os
+import socket
+import socketserver
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from tests.lab.hub_testing import (
+    GATED,
+    MIB,
+    OPEN,
+    READER,
+    SHARD,
+    SHARD_BYTES,
+    STRANGER,
+    cutting_relay,
+    running_hub,
+    sha256,
+)
+
+SCRIPT = Path(__file__).parents[1] / "roles/weights/stage.py"
+FILES = ["config.json", "extra/notes.txt", SHARD]
+EXPECTED = {"num_hidden_layers": 2}
+UNKNOWN = "hf_expired"
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    with running_hub(tmp_path_factory.mktemp("hub")) as hub:
+        yield hub
+
+
+class Node:
+    """A folder to stage into, and the script."""
+
+    def __init__(self, hub, folder):
+        self.hub, self.folder = hub, folder
+        self.path = folder / "lab--open" / "main"
+
+    @property
+    def model(self):
+        return self.path.parent
+
+    def command(self, action, *, repository=OPEN, revision="main", expected=None, endpoint=None, token=None,
+                commit=None, ignore=(), path=None):  # fmt: skip
+        words = [sys.executable, SCRIPT, action, "--path", path or self.path, "--repository", repository,
+                 "--revision", revision, "--endpoint", endpoint or self.hub.url,
+                 "--expected", json.dumps(expected or EXPECTED)]  # fmt: skip
+        words += ["--commit", commit or self.commit(repository, revision)] if action != "resolve" else []
+        words += [word for pattern in ignore for word in ("--ignore", pattern)]
+        return [str(word) for word in words] + (["--token-stdin"] if token else [])
+
+    def commit(self, repository=OPEN, revision="main"):
+        return self.hub.api.model_info(repository, revision=revision).sha
+
+    @property
+    def environment(self):
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+        return {**clean, "HF_HOME": str(self.folder / "home")}
+
+    def __call__(self, action, *, token=None, **options):
+        """(succeeded, stdout, stderr)."""
+        done = subprocess.run(
+            self.command(action, token=token, **options),
+            input=f"{token}\n" if token else "", env=self.environment,
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert done.returncode in (0, 1), done.stderr
+        assert not token or token not in done.stdout + done.stderr
+        return done.returncode == 0, done.stdout, done.stderr
+
+    def refused(self, action, **options):
+        """The one line that a run was refused with."""
+        succeeded, out, err = self(action, **options)
+        assert not succeeded and out == ""
+        assert len(err.splitlines()) == 1, err
+        return err.strip()
+
+    def staged(self, **options):
+        succeeded, _, err = self("fetch", **options)
+        assert succeeded, err
+        return self
+
+    def problem(self, **options):
+        succeeded, out, err = self("status", **options)
+        assert succeeded, err
+        return json.loads(out)["problem"]
+
+    @contextmanager
+    def fetched(self):
+        """The list of files that the hub is asked the content of meanwhile."""
+        start, names = self.hub.log.stat().st_size, []
+        yield names
+        for line in self.hub.log.read_text()[start:].splitlines():
+            if '"GET /' in line and "/resolve/" in line:
+                names.append(line.split("/resolve/")[1].split("/", 1)[1].split(" ")[0])
+
+    @property
+    def incomplete(self):
+        return list(self.model.rglob("*.incomplete"))
+
+    def shown(self):
+        """What there is of the model at places where vLLM or a person would look."""
+        return sorted(path.name for path in self.model.glob("[!.]*")) if self.model.exists() else []
+
+
+@pytest.fixture
+def node(hub, tmp_path):
+    return Node(hub, tmp_path)
+
+
+def test_resolve_records_the_commit_of_the_revision(node):
+    assert node("resolve") == (True, "", "")
+    record = node.model / "commits" / "main"
+    assert record.read_text().strip() == node.commit()
+
+
+def test_fetch_puts_every_file_in_place_and_status_is_content(node, hub):
+    assert node.problem() == "not staged yet"
+    node.staged()
+    assert node.problem() is None
+    assert os.readlink(node.path) == f"snapshot-{node.commit()}"
+    for name in FILES:
+        assert sha256(node.path / name) == sha256(hub.root / OPEN / name)
+        assert (node.path / name).stat().st_mode & 0o777 == 0o644
+    assert sorted(path.name for path in node.path.iterdir()) == ["config.json", "extra", SHARD]
+    assert list(node.model.glob(".*")) == []
+
+
+def test_a_second_fetch_of_what_is_right_fetches_nothing(node):
+    node.staged()
+    with node.fetched() as names:
+        node.staged()
+    assert names == []
+    assert node.problem() is None
+
+
+def damaged(path):
+    with path.open("r+b") as file:
+        file.seek(1000)
+        file.write(b"damage")
+
+
+def truncated(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize("name", ["config.json", SHARD])
+@pytest.mark.parametrize("harm", [damaged, truncated, Path.unlink], ids=["damaged", "truncated", "deleted"])
+def test_only_a_file_that_is_wrong_is_fetched_again(node, hub, name, harm):
+    node.staged()
+    harm(node.path / name)
+    assert node.problem().startswith(name)
+    with node.fetched() as names:
+        node.staged()
+    assert names == [name]
+    assert sha256(node.path / name) == sha256(hub.root / OPEN / name)
+    assert node.problem() is None
+
+
+def test_a_file_that_was_only_touched_is_verified_and_not_fetched(node):
+    node.staged()
+    os.utime(node.path / SHARD)
+    assert node.problem() == f"{SHARD} changed since it was verified"
+    with node.fetched() as names:
+        node.staged()
+    assert names == []
+    assert node.problem() is None
+
+
+def test_a_manifest_that_a_power_cut_emptied_is_a_problem_that_fetch_mends(node):
+    node.staged()
+    (node.model / f"snapshot-{node.commit()}.json").write_text("")
+    assert node.problem()
+    with node.fetched() as names:
+        node.staged()
+    assert names == []
+    assert node.problem() is None
+
+
+def test_a_manifest_that_is_gone_is_a_problem_that_fetch_mends(node):
+    node.staged()
+    (node.model / f"snapshot-{node.commit()}.json").unlink()
+    assert node.problem()
+    assert node.staged().problem() is None
+
+
+def test_another_commit_takes_the_link_over(node):
+    node.staged()
+    other = node.commit(revision="v1")
+    assert node.problem(commit=other) == "not staged yet"
+    node.staged(commit=other, expected={"num_hidden_layers": 1})
+    assert os.readlink(node.path) == f"snapshot-{other}"
+    assert node.problem(commit=other) is None
+    assert node.problem() == "another commit is in place"
+
+
+def test_a_config_that_contradicts_the_catalogue_is_refused_and_nothing_is_published(node):
+    said = node.refused("fetch", expected={"num_hidden_layers": 3})
+    assert "num_hidden_layers is 2 there and 3 in the model's file" in said
+    assert node.shown() == []
+    assert node.problem() == "not staged yet"
+
+
+def test_files_that_are_ignored_are_neither_fetched_nor_missed(node):
+    with node.fetched() as names:
+        node.staged(ignore=["extra/*", "*.bin"])
+    assert sorted(names) == ["config.json", SHARD]
+    assert not (node.path / "extra").exists()
+    assert node.problem() is None
+
+
+def test_a_folder_to_ignore_may_be_named_with_a_slash_as_the_client_allows(node):
+    node.staged(ignore=["extra/"])
+    assert not (node.path / "extra").exists()
+    assert node.problem() is None
+
+
+def gated(node, action, **options):
+    return {"action": action, "repository": GATED, "path": node.folder / "lab--gated" / "main", **options}
+
+
+@pytest.mark.parametrize("action", ["resolve", "fetch"])
+def test_a_gated_repository_without_a_token_asks_for_one(node, action):
+    said = node.refused(**gated(node, action))
+    assert f"{GATED} is gated and no token was given" in said and "HF_TOKEN" in said
+
+
+@pytest.mark.parametrize("action", ["resolve", "fetch"])
+def test_a_gated_repository_with_a_token_that_may_not_read_it_says_so(node, action):
+    said = node.refused(**gated(node, action, token=STRANGER))
+    assert f"{GATED} is gated and this token has no access to it" in said and "HF_TOKEN" in said
+
+
+@pytest.mark.parametrize("action", ["resolve", "fetch"])
+@pytest.mark.parametrize("repository", [OPEN, GATED])
+def test_a_token_that_the_hub_does_not_know_is_blamed(node, action, repository):
+    said = node.refused(action, repository=repository, token=UNKNOWN)
+    assert "HF_TOKEN" in said and "does not answer" not in said
+
+
+def test_a_gated_repository_is_staged_with_a_token_that_may_read_it(node):
+    options = gated(node, "resolve", token=READER)
+    assert node(**options)[0]
+    options.pop("action")
+    node.staged(**options)
+    options.pop("token")
+    assert node.problem(**options) is None
+    assert sha256(options["path"] / SHARD) == sha256(node.hub.root / GATED / SHARD)
+    written = [file for file in node.folder.rglob("*") if file.is_file() and file.stat().st_size < MIB]
+    assert not [file for file in written if READER.encode() in file.read_bytes()]
+
+
+@pytest.mark.parametrize("action", ["resolve", "fetch"])
+def test_an_unknown_repository_is_named(node, action):
+    said = node.refused(action, repository="lab/absent", commit="0" * 40)
+    assert "lab/absent" in said
+
+
+def test_an_unknown_revision_is_named(node):
+    assert node.refused("resolve", revision="absent") == f"{OPEN} has no revision absent"
+
+
+@pytest.mark.parametrize("action", ["resolve", "fetch"])
+def test_a_hub_that_is_down_is_named(node, action):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        nowhere = f"http://127.0.0.1:{server.getsockname()[1]}"
+    said = node.refused(action, endpoint=nowhere)
+    assert nowhere in said
+    assert node.shown() == []
+
+
+def test_a_folder_of_the_user_is_only_looked_at(node, hub):
+    before = sorted((hub.root / OPEN).rglob("*"))
+    assert node("folder", path=hub.root / OPEN) == (True, "", "")
+    assert "num_hidden_layers is 2" in node.refused(
+        "folder", path=hub.root / OPEN, expected={"num_hidden_layers": 9}
+    )
+    assert sorted((hub.root / OPEN).rglob("*")) == before
+
+
+def test_a_folder_without_a_config_is_no_model(node):
+    assert node.refused("folder", path=node.folder) == f"{node.folder} has no config.json: not a model folder"
+    assert "has no config.json" in node.refused("folder", path=node.folder / "absent")
+
+
+def test_a_folder_whose_config_is_no_json_is_no_model(node):
+    (node.folder / "config.json").write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert "config.json" in node.refused("folder", path=node.folder)
+
+
+def test_a_download_that_is_cut_is_finished_in_the_same_run(node, hub):
+    with cutting_relay(hub, limit=16 * MIB) as relay:
+        node.staged(endpoint=relay.url)
+    assert relay.cuts == 1
+    assert sha256(node.path / SHARD) == sha256(hub.root / OPEN / SHARD)
+
+
+class StallingRelay(socketserver.ThreadingTCPServer):
+    """Passes connections on to the hub; one that has sent `limit` bytes gets no more."""
+
+    daemon_threads = True
+
+    def __init__(self, port, limit):
+        super().__init__(("127.0.0.1", 0), Stalled)
+        self.port, self.limit = port, limit
+        self.stalled, self.ended = threading.Event(), threading.Event()
+
+
+class Stalled(socketserver.BaseRequestHandler):
+    def handle(self):
+        with socket.create_connection(("127.0.0.1", self.server.port)) as hub, suppress(OSError):
+            threading.Thread(target=self.ask, args=[hub], daemon=True).start()
+            sent = 0
+            while data := hub.recv(MIB):
+                self.request.sendall(data)
+                sent += len(data)
+                if sent > self.server.limit:
+                    self.server.stalled.set()
+                    self.server.ended.wait(60)
+                    return
+
+    def ask(self, hub):
+        with suppress(OSError):
+            while data := self.request.recv(MIB):
+                hub.sendall(data)
+
+
+def kill_midway(node):
+    """Fetch through a relay that stalls in the middle of the shard, and kill -9 there."""
+    with StallingRelay(node.hub.port, 12 * MIB) as relay:
+        threading.Thread(target=relay.serve_forever, args=[0.05], daemon=True).start()
+        command = node.command("fetch", endpoint=f"http://127.0.0.1:{relay.server_address[1]}")
+        fetching = subprocess.Popen(
+            command, env=node.environment, stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            assert relay.stalled.wait(30)
+            deadline = time.monotonic() + 10
+            while not written(node) and time.monotonic() < deadline:
+                time.sleep(0.05)
+        finally:
+            fetching.kill()
+            fetching.wait()
+            relay.ended.set()
+            relay.shutdown()
+
+
+def written(node):
+    """True when the small files are there, and some of the shard."""
+    done = all(list(node.model.glob(f".partial-*/{name}")) for name in ("config.json", "extra/notes.txt"))
+    return done and any(file.stat().st_size for file in node.incomplete)
+
+
+def test_a_killed_download_shows_nothing_and_the_next_run_fetches_only_the_rest(node, hub):
+    kill_midway(node)
+    assert node.shown() == []
+    assert node.problem() == "not staged yet"
+    with node.fetched() as names:
+        node.staged()
+    assert names == [SHARD]
+    assert (node.path / SHARD).stat().st_size == SHARD_BYTES
+    assert sha256(node.path / SHARD) == sha256(hub.root / OPEN / SHARD)
+    assert (node.problem(), node.incomplete) == (None, [])
+
+
+def test_what_killed_downloads_leave_does_not_pile_up(node):
+    for _ in range(3):
+        kill_midway(node)
+    assert len(node.incomplete) == 1
+
+
+def test_a_snapshot_that_is_in_place_stays_until_another_is_whole(node):
+    node.staged()
+    other = node.commit(revision="v1")
+    assert node.refused("fetch", commit=other)  # its config has one layer, not two
+    assert node.problem() is None

@@ -1,0 +1,306 @@
+"""systemd units, secret files, kernel settings and leftovers: facts, and what follows from them."""
+
+import hashlib
+import os
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+
+from roles import files, replicas, units
+from roles.base.facts import Essentials, KernelSettings, UserId
+from roles.base.operations import kernel_settings, system_user
+from roles.files import SecretFile, secret
+from roles.replicas import ReplicaFolders
+from roles.units.facts import InstalledUnits, Unit, UnitState
+
+# systemctl show NAME --timestamp=us+utc --property=... and stat, on Debian 12.
+RUNNING = """\
+ExecMainStartTimestamp=Mon 2026-11-23 01:02:03.456789 UTC
+ActiveState=active
+UnitFileState=enabled
+NeedDaemonReload=no
+""".splitlines()
+NEVER_STARTED = """\
+ExecMainStartTimestamp=
+ActiveState=inactive
+UnitFileState=
+NeedDaemonReload=no
+""".splitlines()
+STARTED = 1795395723  # Mon 2026-11-23 01:02:03 UTC
+
+
+def test_a_running_unit_is_read():
+    assert Unit().process(RUNNING) == UnitState(active=True, enabled=True)
+
+
+def test_a_unit_that_systemd_does_not_know_is_neither_active_nor_enabled():
+    assert Unit().process(NEVER_STARTED) == UnitState()
+
+
+def test_a_start_that_some_systemd_write_as_not_available_is_no_start():
+    lines = ["ExecMainStartTimestamp=n/a", *NEVER_STARTED[1:], f"{STARTED}.5 /etc/x"]
+    assert Unit().process(lines) == UnitState(stale=("/etc/x",))
+
+
+@pytest.mark.parametrize("state", ["activating", "failed", "inactive", "deactivating", "reloading"])
+def test_a_unit_between_states_is_not_active(state):
+    lines = [line.replace("ActiveState=active", f"ActiveState={state}") for line in RUNNING]
+    assert not Unit().process(lines).active
+
+
+def test_a_unit_file_that_changed_on_disk_needs_a_reload():
+    lines = [line.replace("NeedDaemonReload=no", "NeedDaemonReload=yes") for line in RUNNING]
+    assert Unit().process(lines).needs_reload
+
+
+@pytest.mark.parametrize(
+    ("written", "stale"),
+    [
+        (f"{STARTED - 1}.9999999990", False),
+        (f"{STARTED}.0000000000", False),
+        (f"{STARTED}.4567880000", False),  # a microsecond before the start
+        (f"{STARTED}.4567900000", True),  # a microsecond after it
+        (f"{STARTED + 1}.0000000000", True),
+    ],
+)
+def test_a_file_is_stale_when_it_was_written_after_the_start_to_the_fraction(written, stale):
+    seen = Unit().process([*RUNNING, f"{written} /etc/rackserve/replica-0/vllm.yaml"])
+    assert seen.stale == (("/etc/rackserve/replica-0/vllm.yaml",) if stale else ())
+
+
+def test_every_stale_file_is_named_even_with_blanks_in_its_name():
+    lines = [*RUNNING, f"{STARTED + 5}.0 /a b", f"{STARTED - 5}.0 /old", f"{STARTED + 9}.0 /c"]
+    assert Unit().process(lines).stale == ("/a b", "/c")
+
+
+def test_the_times_that_are_asked_for_have_fractions_and_are_the_links_own(tmp_path):
+    target, link = tmp_path / "target", tmp_path / "a link"
+    target.touch()
+    link.symlink_to(target)
+    os.utime(target, ns=(0, 5_250_000_000))
+    os.utime(link, ns=(0, 7_750_000_000), follow_symlinks=False)
+    files = (str(target), str(link), str(tmp_path / "absent"))
+    stat = Unit().command(unit="x.service", files=files).split("; ", 1)[1]
+    lines = subprocess.run(stat, shell=True, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert [line.split(" ", 1)[1] for line in lines] == [str(target), str(link)]
+    assert [float(line.split(" ")[0]) for line in lines] == [5.25, 7.75]
+
+
+def test_a_unit_without_files_is_only_shown():
+    assert Unit().command(unit="x.service") == (
+        "systemctl show x.service --timestamp=us+utc "
+        "--property=ActiveState,UnitFileState,NeedDaemonReload,ExecMainStartTimestamp"
+    )
+
+
+WELL = UnitState(active=True, enabled=True)
+CHANGES, STAYS = SimpleNamespace(will_change=True), SimpleNamespace(will_change=False)
+
+
+def running(on_host, state, changed=(), executing=False):
+    host = on_host({Unit: state}, executing)
+    return host, host.commands(units.running, unit="a.service", reads=["/etc/a.yaml"], changed=changed)
+
+
+def test_a_unit_that_runs_with_what_is_on_disk_is_left_alone(on_host):
+    host, commands = running(on_host, WELL, changed=[STAYS])
+    assert commands == []
+    assert host.noop_description == "a.service is running with the configuration on disk"
+
+
+def test_a_new_unit_is_enabled_and_started(on_host):
+    _, commands = running(on_host, UnitState())
+    assert commands == ["systemctl reenable --quiet a.service", "systemctl restart a.service"]
+
+
+def test_a_unit_older_than_its_configuration_is_restarted_and_says_why(on_host):
+    host, commands = running(on_host, UnitState(active=True, enabled=True, stale=("/etc/a.yaml",)))
+    assert commands == ["systemctl restart a.service"]
+    assert host.said == ["a.service restarts: /etc/a.yaml is newer than its start"]
+
+
+def test_a_unit_whose_file_changed_is_reloaded_before_it_is_restarted(on_host):
+    stale = ("/etc/systemd/system/a.service",)
+    _, commands = running(on_host, UnitState(active=True, enabled=True, needs_reload=True, stale=stale))
+    assert commands == [
+        "systemctl daemon-reload",
+        "systemctl reenable --quiet a.service",
+        "systemctl restart a.service",
+    ]
+
+
+def test_a_unit_that_is_down_or_dying_is_started_again(on_host):
+    _, commands = running(on_host, UnitState(active=False, enabled=True))
+    assert commands == ["systemctl restart a.service"]
+
+
+def test_a_plan_foretells_the_restart_that_a_changed_file_will_need(on_host):
+    _, commands = running(on_host, WELL, changed=[STAYS, CHANGES])
+    assert commands == ["systemctl daemon-reload", "systemctl restart a.service"]
+
+
+def test_while_executing_only_what_is_on_the_host_counts(on_host):
+    _, commands = running(on_host, WELL, changed=[CHANGES], executing=True)
+    assert commands == []
+
+
+def test_a_unit_only_to_be_enabled_is_not_restarted(on_host):
+    _, commands = running(on_host, UnitState(active=True))
+    assert commands == ["systemctl reenable --quiet a.service"]
+
+
+def test_units_that_are_not_kept_are_stopped_and_removed(on_host):
+    host = on_host(
+        {InstalledUnits: lambda pattern: {"r-*": ["r-0.service", "r-1.service", "r-2.service"]}[pattern]}
+    )
+    assert host.commands(units.only, pattern="r-*", keep=["r-1.service"]) == [
+        "systemctl disable --quiet --now r-0.service r-2.service",
+        "rm -f /etc/systemd/system/r-0.service /etc/systemd/system/r-2.service",
+        "systemctl daemon-reload",
+        "systemctl reset-failed r-0.service r-2.service 2>/dev/null || true",
+    ]
+
+
+def test_units_that_are_all_kept_are_left_alone(on_host):
+    host = on_host({InstalledUnits: ["r-0.service"]})
+    assert host.commands(units.only, pattern="r-*", keep=["r-0.service", "r-1.service"]) == []
+    assert host.noop_description == "no unit r-* to remove"
+
+
+def test_installed_units_are_known_by_name():
+    found = InstalledUnits().process(["/etc/systemd/system/b.service", "/etc/systemd/system/a.service"])
+    assert found == ["a.service", "b.service"]
+
+
+def test_replicas_that_are_not_kept_lose_their_folders(on_host):
+    found = ["/etc/rackserve/replica-0", "/etc/rackserve/replica-1", "/var/lib/rackserve/ray-replica-1"]
+    host = on_host({ReplicaFolders: found})
+    assert host.commands(replicas.only, keep=["replica-0"]) == [f"rm -rf {found[1]} {found[2]}"]
+    assert host.commands(replicas.only, keep=["replica-0", "replica-1"]) == []
+
+
+def test_a_replica_is_not_kept_for_another_whose_name_begins_alike(on_host):
+    host = on_host({ReplicaFolders: ["/etc/rackserve/replica-1", "/etc/rackserve/replica-10"]})
+    assert host.commands(replicas.only, keep=["replica-1"]) == ["rm -rf /etc/rackserve/replica-10"]
+
+
+OWNER = f"{os.getuid()}:{os.getgid()}"
+
+
+def test_a_secret_that_is_as_wanted_is_left_alone(on_host):
+    digest = hashlib.sha256(b"key\n").hexdigest()
+    host = on_host({SecretFile: (digest, "root:root", "600")})
+    assert host.commands(secret, path="/etc/key", content="key\n") == []
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        ("", "", ""),
+        (hashlib.sha256(b"old\n").hexdigest(), "root:root", "600"),
+        (hashlib.sha256(b"key\n").hexdigest(), "rackserve:root", "600"),
+        (hashlib.sha256(b"key\n").hexdigest(), "root:root", "644"),
+    ],
+)
+def test_a_secret_of_other_content_owner_or_mode_is_written(on_host, seen):
+    (command,) = on_host({SecretFile: seen}).yielded(secret, path="/etc/key", content="key\n")
+    assert command.connector_arguments == {"_stdin": "key\n"}
+    assert "key\n" not in command.get_raw_value(), "the content is no argument: it would show in ps"
+
+
+def written(path, content, mode="600"):
+    """Write a secret with the command itself, on this machine."""
+    (command,) = files.write_secret(str(path), content, OWNER, mode)
+    shell = ["sh", "-c", command.get_raw_value()]
+    return subprocess.run(shell, input=content, text=True, capture_output=True)
+
+
+def test_the_command_writes_content_and_mode_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / "new folder" / "it's a key"
+    assert written(path, "a\nb $HOME\n", "440").returncode == 0
+    assert path.read_text() == "a\nb $HOME\n"
+    assert path.stat().st_mode & 0o777 == 0o440
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_secret_is_replaced_whole(tmp_path):
+    path = tmp_path / "key"
+    path.write_text("old")
+    before = path.stat().st_ino
+    written(path, "new\n")
+    assert (path.read_text(), path.stat().st_mode & 0o777) == ("new\n", 0o600)
+    assert path.stat().st_ino != before, "renamed into place, not written over"
+
+
+def test_the_fact_reads_back_what_the_command_wrote(tmp_path):
+    path = tmp_path / "it's a key"
+    written(path, "new\n", "640")
+    read = subprocess.run(SecretFile().command(str(path)), shell=True, capture_output=True, text=True)
+    digest, owner, mode = SecretFile().process(read.stdout.splitlines())
+    assert (digest, mode) == (hashlib.sha256(b"new\n").hexdigest(), "640")
+    assert ":" in owner
+
+
+def test_the_fact_of_an_absent_file_is_empty_and_no_failure(tmp_path):
+    read = subprocess.run(
+        SecretFile().command(str(tmp_path / "absent")), shell=True, capture_output=True, text=True
+    )
+    assert read.returncode == 0
+    assert SecretFile().process(read.stdout.splitlines()) == ("", "", "")
+
+
+WANTED = {"kernel.numa_balancing": "0", "net.core.somaxconn": "8192"}
+
+
+def test_kernel_settings_that_differ_are_written_and_applied(on_host):
+    now = {"kernel.numa_balancing": ("0", True), "net.core.somaxconn": ("4096", True)}
+    host = on_host({KernelSettings: now})
+    assert host.commands(kernel_settings, settings=WANTED) == ["sysctl -q -w net.core.somaxconn=8192"]
+
+
+def test_kernel_settings_as_wanted_are_left_alone(on_host):
+    now = {name: (value, True) for name, value in WANTED.items()}
+    assert on_host({KernelSettings: now}).commands(kernel_settings, settings=WANTED) == []
+
+
+def test_kernel_settings_that_cannot_be_written_here_are_reported(on_host):
+    host = on_host({KernelSettings: {"net.core.somaxconn": ("4096", False)}})
+    assert host.commands(kernel_settings, settings=WANTED) == []
+    assert host.said == [
+        "kernel.numa_balancing is absent, not 0, and cannot be written on this host",
+        "net.core.somaxconn is 4096, not 8192, and cannot be written on this host",
+    ]
+
+
+def test_kernel_settings_are_read_on_a_real_kernel():
+    command = KernelSettings().command(settings=("kernel.ostype", "kernel.no_such_thing"))
+    read = subprocess.run(command, shell=True, check=True, capture_output=True, text=True)
+    assert KernelSettings().process(read.stdout.splitlines()) == {"kernel.ostype": ("Linux", False)}
+
+
+def test_a_user_that_exists_is_left_alone_and_another_is_made(on_host):
+    assert on_host({UserId: "999"}).commands(system_user, user="r", home="/var/lib/r") == []
+    assert on_host({UserId: ""}).commands(system_user, user="r", home="/var/lib/r") == [
+        "useradd --system --user-group --create-home --home-dir /var/lib/r --shell /usr/sbin/nologin r"
+    ]
+
+
+def test_a_real_users_id_is_found_and_an_unknown_ones_is_empty():
+    for user, uid in (("root", "0"), ("no-such-user", ""), ("o'brien", "")):
+        read = subprocess.run(UserId().command(user), shell=True, check=True, capture_output=True, text=True)
+        assert UserId().process(read.stdout.splitlines()) == uid
+
+
+def test_what_a_host_lacks_is_said_in_words():
+    assert Essentials().process(["python3", "sudo"]) == ["no python3 (install it)", "no sudo (install it)"]
+    assert Essentials().process([]) == []
+
+
+def test_a_host_with_nothing_lacks_everything_but_a_password():
+    run = subprocess.run(
+        ["/bin/bash", "-c", Essentials().command()],
+        env={"PATH": "/nowhere"}, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    lacking = run.stdout.splitlines()
+    assert {"python3", "apt"} <= set(lacking)

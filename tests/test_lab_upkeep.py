@@ -104,6 +104,7 @@ def test_down_leaves_nothing_behind_even_after_a_crash(lab: list[Node]) -> None:
     assert not succeeds("ip", "link", "show", BRIDGE) and "vb-rs-" not in run("ip", "link")
     assert MARK not in run("iptables-save")
     assert not list(Path("/run/systemd/nspawn").glob("*/rs-node*"))
+    assert not list(Path("/sys/fs/cgroup").glob(f"**/{MARK}"))
     assert not any(processes("tests.lab.hub", MODELS))
     assert str(GATEWAY) not in run("ip", "address")
     assert rackserve("lab", "down").code == 0

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from . import network
+from . import cgroups, network
 from .base import base
 from .paths import BRIDGE, CACHE, GATEWAY, KEY, KNOWN_HOSTS, STATE, SUBNET, USER
 from .shell import inside, kill, processes, run, succeeds, wait_until
@@ -95,7 +95,7 @@ class Node:
         return f"{self.address} {key[0]} {key[1]}\n"
 
     def poweron(self) -> None:
-        """Boot; returns once sshd answers."""
+        """Boot; returns once the lab's user can log in, which systemd allows after sshd is up."""
         if self.is_on():
             return
         with (self.folder / "console.log").open("ab") as console:
@@ -103,12 +103,13 @@ class Node:
                 self._nspawn(), stdin=subprocess.DEVNULL, stdout=console, stderr=console,
                 start_new_session=True,
             )  # fmt: skip
-        wait_until(self.answers, 60, f"sshd on {self.name} (see {self.folder}/console.log)")
+        wait_until(self._lets_in, 60, f"a login on {self.name} (see {self.folder}/console.log)")
 
     def _nspawn(self) -> list[str]:
         caches = CACHE / "compile"
         caches.mkdir(parents=True, exist_ok=True)
         return [
+            *cgroups.entering(self.name),
             "systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--boot",
             "--directory", str(self.root), "--machine", f"rs-{self.name}",
             "--hostname", self.name, "--network-bridge", BRIDGE,
@@ -119,6 +120,7 @@ class Node:
     def poweroff(self) -> None:
         """Pull the plug: nothing on the node gets to say goodbye."""
         kill(self._processes, self.name)
+        cgroups.remove(self.name)
         # Its end of the cable goes with its namespace, but not at once, and blocks a reboot.
         succeeds("ip", "link", "delete", self.link)
 
@@ -135,6 +137,9 @@ class Node:
                 return connection.recv(4) == b"SSH-"
         except OSError:
             return False
+
+    def _lets_in(self) -> bool:
+        return self.answers() and succeeds(*self.ssh("true"))
 
     def ssh(self, *command: str) -> list[str]:
         """The argv of ssh to this node as the lab's user."""

@@ -11,6 +11,7 @@ from pyinfra.api.exceptions import PyinfraError
 
 import models
 from models.errors import BadInput, InventoryError
+from models.fit import Targets
 from models.model import Model
 from models.plan import Node, Plan
 from models.plan import plan as make_plan
@@ -38,7 +39,7 @@ class Cluster:
 
     @property
     def nodes(self) -> list[Node]:
-        return [Node(name, own.address, own.gpus) for name, own in self.hosts.items()]
+        return [Node(name, own.address, own.gpus, own.gpu) for name, own in self.hosts.items()]
 
 
 def cluster() -> Cluster:
@@ -107,20 +108,27 @@ def model_of(own: Settings) -> Model:
     if not own.model:
         raise InventoryError("no model: set it with --data model=NAME; names: rackserve models")
     chosen = models.get(own.model)
-    return chosen.with_(revision=own.revision, arguments=own.vllm_args, environment=own.vllm_env)
+    return chosen.with_(
+        revision=own.revision, preset=own.preset, arguments=own.vllm_args, environment=own.vllm_env
+    )
 
 
 def plan_of(cluster: Cluster, own: Settings) -> Plan:
     """The plan for a cluster whose hosts share the settings in `own`."""
-    return make_plan(
+    made = make_plan(
         model_of(own),
         cluster.nodes,
+        targets=Targets(context=own.context, concurrency=own.concurrency),
         replicas=own.replicas,
         tensor_parallel=own.tensor_parallel,
         pipeline_parallel=own.pipeline_parallel,
         executor=own.executor,  # type: ignore[arg-type]
         port=own.port,
     )
+    gpu = made.replicas[0].gpu
+    if gpu is not None and gpu.vendor == "amd":
+        raise InventoryError(f"{gpu.name}: it can be planned, not served: there is no ROCm runtime yet")
+    return made
 
 
 @cache

@@ -2,11 +2,13 @@
 
 from pyinfra import host
 
+import models
 from deploys.cluster import begin, cluster, here, network, on_control, plan
 from roles import health, ray, replicas, runtime, secret, service, units, vllm, weights
 from roles.barrier import barrier
 
 own, control, model = here(), cluster().control, plan().model
+template = models.template(model)
 mine = plan().on(host.name)
 python = f"{runtime.TOOLS}/bin/python"
 environment = runtime.path(own.runtime, own.plugins)
@@ -41,11 +43,14 @@ for replica in host.loop([replica for replica in mine if vllm.units(replica, hos
     vllm.server(
         replica,
         host.name,
-        arguments=vllm.arguments(model, replica, host.name, model_path),
+        arguments=vllm.arguments(
+            model, replica, host.name, model_path, template=vllm.template_path(replica) if template else None
+        ),
         environment=environment,
         variables={**network(), **ray.driver(replica), **vllm.variables(model, service.CACHE)},
         api_key=own.api_key or secret.derive(seed, "api key"),
         model_path=model_path,
+        template=template,
         needs=ray.units(replica),
     )
 barrier(name="vLLM runs")

@@ -20,7 +20,7 @@ EXECUTORS = ("auto", "ray", "mp")
 RUNTIMES = ("cuda", "cpu")
 
 #: What may differ between hosts.
-PER_HOST = ("plugins", "wheelhouse", "hf_endpoint", "hf_token", "address", "interface", "gpus")
+PER_HOST = ("plugins", "wheelhouse", "hf_endpoint", "hf_token", "address", "interface", "gpu", "gpus")
 
 #: See models.plan.Ports.
 TAKEN_PORTS = range(20000, 32768)
@@ -34,6 +34,9 @@ class Settings:
     model: str = ""  # a name of `rackserve models`
     revision: str | None = None  # branch, tag or commit; the model's own unless set
     weights_path: str | None = None  # a snapshot that is on every node already
+    preset: str | None = None  # latency, throughput or long-context: the model's own arguments unless set
+    context: int | None = None  # tokens of a request; the most that fit unless set
+    concurrency: int = 1  # requests of that length that must fit at once
     replicas: int = 1
     tensor_parallel: int | None = None  # GPUs of a node unless set
     pipeline_parallel: int | None = None  # nodes of a replica unless set
@@ -55,13 +58,14 @@ class Settings:
     address: str = ""  # on the network between the nodes; ssh_hostname unless set
     interface: str | None = None  # of that address; found on the node unless set
     gpus: int = 8
+    gpu: str | None = None  # a name of models/hardware.py; without it no memory is planned
 
     def __post_init__(self) -> None:
         _one_of("executor", self.executor, EXECUTORS)
         _one_of("runtime", self.runtime, RUNTIMES)
-        for name in ("replicas", "port", "ready_timeout"):
+        for name in ("concurrency", "replicas", "port", "ready_timeout"):
             _at_least(name, getattr(self, name), 1)
-        for name in ("tensor_parallel", "pipeline_parallel"):
+        for name in ("context", "tensor_parallel", "pipeline_parallel"):
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), 1)
         _at_least("gpus", self.gpus, 0)

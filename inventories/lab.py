@@ -17,6 +17,7 @@ _nodes = [
             "ssh_key": str(_KEY),
             "ssh_known_hosts_file": str(_KNOWN_HOSTS),
             "gpus": 1,
+            "gpu": "cpu",
         },
     )
     for node in _Lab().require_up()

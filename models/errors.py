@@ -5,6 +5,7 @@
     ├── ModelError            a model's numbers contradict each other
     ├── InventoryError        the inventory is not a cluster
     └── PlanError             the model cannot be split over these nodes that way
+        └── DoesNotFit        it does not fit on their GPUs
 
 Messages are one line: what is wrong, where, and what to do about it.
 """
@@ -28,3 +29,15 @@ class InventoryError(BadInput):
 
 class PlanError(BadInput):
     """The model cannot be split over these nodes that way."""
+
+
+class DoesNotFit(PlanError):
+    """The model does not fit on these GPUs; `nearest` is the plan that lacks least."""
+
+    def __init__(self, name: str, missing_bytes: int, nearest: object) -> None:
+        super().__init__(
+            f"{name} does not fit: each GPU lacks {missing_bytes / 2**30:.1f} GiB; "
+            f"`rackserve plan {name}` says what would"
+        )
+        self.missing_bytes = missing_bytes
+        self.nearest = nearest

@@ -4,86 +4,102 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
+from .architecture import Architecture, read
 from .errors import ModelError
 
 Arguments = Mapping[str, Any]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Architecture:
-    """The numbers of a model's config.json that decide how it can be split.
-
-    Field names are config.json's own. Staging compares them with the snapshot's
-    config.json and refuses a difference.
-    """
-
-    num_hidden_layers: int
-    hidden_size: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    vocab_size: int
-    max_position_embeddings: int
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if value < 1:
-                raise ModelError(f"{name} is {value}: must be at least 1")
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ModelError(
-                f"{self.num_attention_heads} attention heads do not divide among "
-                f"{self.num_key_value_heads} key-value heads"
-            )
+#: What a preset says unless the model's own file says otherwise: few requests at once and
+#: small steps; many and large ones; one long request rather than many.
+PRESETS: Mapping[str, Arguments] = {
+    "latency": {"max-num-seqs": 32, "max-num-batched-tokens": 4096},
+    "throughput": {"max-num-seqs": 1024, "max-num-batched-tokens": 16384},
+    "long-context": {"max-num-seqs": 32, "max-num-batched-tokens": 8192},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A model and how vLLM should serve it.
+    """A model and how vLLM should serve it. models/catalogue/ has a file for each.
 
-    Usage:
-
-        Model(
-            name="llama-3.1-70b-instruct",
-            repository="meta-llama/Llama-3.1-70B-Instruct",
-            architecture=Architecture(num_hidden_layers=80, ...),
-            arguments={"max-model-len": 32768},
-        )
-
-    `arguments` are vLLM's long flag names without dashes; `environment` is for the
-    vLLM process. `ignore` lists file patterns of the repository that are not needed.
+    + config: what of the repository's config.json decides its size and its split; staging
+      compares the numbers with the snapshot's and refuses a difference
+    + arguments: vLLM's long flag names without dashes; environment: of the vLLM process
+    + presets: arguments that replace those, by the name of the preset
+    + template: a chat template of models/templates/, where vLLM's wheel has none
+    + sampling: defaults for requests that say nothing
+    + ignore: patterns of files in the repository that are not needed
+    + parameters: the published number of them, where there is one
+    + smaller: names of models of the catalogue that are this one in fewer bytes
     """
 
     name: str
     repository: str
-    architecture: Architecture
+    config: Mapping[str, Any] = field(hash=False)
     revision: str = "main"
     gated: bool = False
     ignore: tuple[str, ...] = ()
-    arguments: Arguments = field(default_factory=dict)
-    environment: Mapping[str, str] = field(default_factory=dict)
+    arguments: Arguments = field(default_factory=dict, hash=False)
+    environment: Mapping[str, str] = field(default_factory=dict, hash=False)
+    presets: Mapping[str, Arguments] = field(default_factory=dict, hash=False)
+    template: str | None = None
+    sampling: Mapping[str, float] = field(default_factory=dict, hash=False)
+    parameters: int | None = None
+    smaller: tuple[str, ...] = ()
+    sources: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.name):
             raise ModelError(f"model name {self.name!r}: use lower case, digits, dots and dashes")
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repository):
             raise ModelError(f"{self.name}: repository {self.repository!r} is not ORG/NAME")
-        object.__setattr__(self, "arguments", MappingProxyType(dict(self.arguments)))
-        object.__setattr__(self, "environment", MappingProxyType(dict(self.environment)))
+        for name in ("config", "arguments", "environment", "presets", "sampling", "sources"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+        self.architecture  # noqa: B018 - a config.json that is none is said here
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        overrides = self.arguments.get("hf-overrides") or {}
+        try:
+            return read({**self.config, **overrides})
+        except ModelError as error:
+            raise ModelError(f"{self.name}: {error}") from None
+
+    @property
+    def numbers(self) -> Mapping[str, int]:
+        """The whole numbers of `config`: what staging compares."""
+        return {
+            key: value
+            for key, value in self.config.items()
+            if isinstance(value, int) and not isinstance(value, bool)
+        }
+
+    @property
+    def flags(self) -> Arguments:
+        """`arguments`, and the flags that sampling defaults mean."""
+        own = {"override-generation-config": dict(self.sampling)} if self.sampling else {}
+        return {**own, **self.arguments}
 
     def with_(
         self,
         *,
         revision: str | None = None,
+        preset: str | None = None,
         arguments: Arguments | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> Model:
-        """This model with a user's revision, vLLM arguments and variables over its own."""
+        """This model with a preset and a user's revision, vLLM arguments and variables over its own."""
+        if preset is not None and preset not in PRESETS:
+            raise ModelError(f"unknown preset {preset!r}; there are: {', '.join(PRESETS)}")
+        chosen = {**PRESETS[preset], **self.presets.get(preset, {})} if preset else {}
         return replace(
             self,
             revision=revision or self.revision,
-            arguments={**self.arguments, **(arguments or {})},
+            arguments={**self.arguments, **chosen, **(arguments or {})},
             environment={**self.environment, **(environment or {})},
         )

@@ -1,29 +1,42 @@
 """How a model is split over the nodes: replicas, TP x PP, hosts in rank order, ports.
 
-Pure: `plan` is a function of the model and of what the inventory says of its nodes.
-The rule is the field's usual one: tensor parallelism inside a node, where the links
-are fast, and pipeline parallelism across nodes, unless the user says otherwise.
+Pure: `plan` is a function of the model and of what the inventory says of its nodes. The
+rule is the field's usual one: tensor parallelism inside a node, where the links are fast,
+and pipeline parallelism across nodes, unless the user or a target says otherwise. Where
+the nodes' GPU is known, a plan that would not start is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, Literal
 
-from .errors import PlanError
-from .model import Architecture, Model
+from . import fit as fitting
+from . import hardware, limits, memory, performance
+from .errors import DoesNotFit, PlanError
+from .fit import Fit, Targets
+from .hardware import Gpu
+from .model import Model
+from .performance import Estimate
+from .weights import Split
 
 Executor = Literal["auto", "ray", "mp"]
+Optimize = Literal["latency", "throughput"]
 
 
 @dataclass(frozen=True)
 class Node:
-    """A host of the inventory: its name there, its cluster address and its GPUs."""
+    """A host of the inventory: its name there, its cluster address and its GPUs.
+
+    `gpu` is a name of models/hardware.py; without it no memory is planned.
+    """
 
     name: str
     address: str
     gpus: int
+    gpu: str | None = None
 
 
 @dataclass(frozen=True)
@@ -55,14 +68,28 @@ class Ports:
 
 @dataclass(frozen=True)
 class Replica:
-    """One copy of the model, on nodes in rank order. The first is its Ray head and API host."""
+    """One copy of the model, on nodes in rank order. The first is its Ray head and API host.
+
+    `arguments` are vLLM's flags for this split and its memory, long names without dashes;
+    `fit` says what the memory goes to, where the GPU is known.
+    """
 
     name: str
     nodes: tuple[Node, ...]
-    tensor_parallel: int
-    pipeline_parallel: int
+    split: Split
     executor: Literal["local", "ray", "mp"]
     ports: Ports
+    arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    gpu: Gpu | None = None
+    fit: Fit | None = None
+
+    @property
+    def tensor_parallel(self) -> int:
+        return self.split.tensor
+
+    @property
+    def pipeline_parallel(self) -> int:
+        return self.split.pipeline
 
     @property
     def head(self) -> Node:
@@ -74,7 +101,7 @@ class Replica:
 
     @property
     def gpus_per_node(self) -> int:
-        return self.tensor_parallel * self.pipeline_parallel // len(self.nodes)
+        return self.split.gpus // len(self.nodes)
 
     def node(self, host: str) -> Node:
         return self.nodes[self.rank(host)]
@@ -82,6 +109,12 @@ class Replica:
     def rank(self, host: str) -> int:
         """The node rank of a host in this replica; ValueError when it is not in it."""
         return self.hosts.index(host)
+
+    def stage_hosts(self, stage: int) -> tuple[str, ...]:
+        """The hosts of one pipeline stage: ranks go TP first, node after node."""
+        width = self.split.gpus // self.split.pipeline
+        ranks = range(stage * width, (stage + 1) * width)
+        return tuple(dict.fromkeys(self.hosts[rank // self.gpus_per_node] for rank in ranks))
 
 
 @dataclass(frozen=True)
@@ -96,89 +129,204 @@ class Plan:
         return tuple(replica for replica in self.replicas if host in replica.hosts)
 
 
-def plan(
-    model: Model,
-    nodes: Sequence[Node],
-    *,
-    replicas: int = 1,
-    tensor_parallel: int | None = None,
-    pipeline_parallel: int | None = None,
-    executor: Executor = "auto",
-    port: int = 8000,
-) -> Plan:
-    """Split `model` over `nodes`; PlanError says why it cannot be, and what could be.
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the user says of a plan; what is None is left to the planner."""
 
-    Nodes without GPUs serve nothing. Each replica takes the same number of nodes, in
-    the inventory's order; sizes that are not given use all the GPUs there are.
+    replicas: int | None = 1
+    tensor_parallel: int | None = None
+    pipeline_parallel: int | None = None
+    executor: Executor = "auto"
+    port: int = 8000
+    targets: Targets = Targets()
+    optimize: Optimize | None = None
+
+    def __post_init__(self) -> None:
+        sizes = {
+            "replicas": self.replicas, "tensor_parallel": self.tensor_parallel,
+            "pipeline_parallel": self.pipeline_parallel, "port": self.port,
+            "context": self.targets.context, "concurrency": self.targets.concurrency,
+        }  # fmt: skip
+        for what, value in sizes.items():
+            if value is not None and value < 1:
+                raise PlanError(f"{what} is {value}: must be at least 1")
+
+
+def plan(model: Model, nodes: Sequence[Node], **said: Any) -> Plan:
+    """The plan for `model` on `nodes`; `said` are `Request`'s fields.
+
+    Raises PlanError for what cannot be, and DoesNotFit, with what is missing, for what
+    would not start. Nodes without GPUs serve nothing. Each replica takes the same number
+    of nodes, in the inventory's order; sizes that are not given use all the GPUs there are.
     """
-    sizes = {
-        "replicas": replicas, "tensor_parallel": tensor_parallel, "pipeline_parallel": pipeline_parallel,
-        "port": port,
-    }  # fmt: skip
-    for what, value in sizes.items():
-        if value is not None and value < 1:
-            raise PlanError(f"{what} is {value}: must be at least 1")
+    return choose(options(model, nodes, Request(**said)), Request(**said))
+
+
+def choose(found: Sequence[Plan], request: Request) -> Plan:
+    """The best of the options for what the request optimizes; DoesNotFit when none fits."""
+    fits = [option for option in found if _missing(option) == 0]
+    if not fits:
+        nearest = min(found, key=_missing)
+        raise DoesNotFit(nearest.model.name, _missing(nearest), nearest)
+    if request.optimize is None:
+        return fits[0]
+    return min(fits, key=lambda option: _cost(option, request))
+
+
+def options(model: Model, nodes: Sequence[Node], request: Request) -> list[Plan]:
+    """Every plan that the request leaves open, the usual one first; PlanError when there is none."""
     serving = [node for node in nodes if node.gpus > 0]
     if not serving:
         raise PlanError("no node of the inventory has a GPU (set gpus)")
-    if replicas > len(serving):
-        raise PlanError(f"{replicas} replicas need as many nodes with GPUs; there are {len(serving)}")
-    share = len(serving) // replicas
-    gpus = _gpus_per_node(serving)
-    tp = tensor_parallel or _default_tp(gpus, share, pipeline_parallel)
-    pp = pipeline_parallel or max(1, share * gpus // tp)
-    check_split(model.name, model.architecture, tp, pp)
-    size = _nodes_needed(tp * pp, gpus, share)
+    counts = [request.replicas] if request.replicas else range(1, len(serving) + 1)
+    found: list[Plan] = []
+    refusal: PlanError | None = None
+    for count in counts:
+        try:
+            found += _options(model, serving, count, request)
+        except PlanError as error:
+            refusal = refusal or error
+    if not found:
+        raise refusal or PlanError(f"{model.name}: no split is possible")
+    return found
+
+
+def estimate(replica: Replica, model: Model, concurrency: int) -> Estimate | None:
+    """How fast a replica is, to a first order; None where its GPU is not known."""
+    if replica.gpu is None or replica.fit is None:
+        return None
+    split = replica.split
+    tensor_nodes = len(replica.stage_hosts(0))
+    placed = performance.Placed(
+        replica.gpu, split, tensor_nodes, bool(replica.arguments.get("enforce-eager", False))
+    )
+    work = performance.work(model.architecture, replica.fit.cache.number)
+    return performance.estimate(work, placed, concurrency)
+
+
+def _options(model: Model, serving: Sequence[Node], count: int, request: Request) -> Iterator[Plan]:
+    if count > len(serving):
+        raise PlanError(f"{count} replicas need as many nodes with GPUs; there are {len(serving)}")
+    share = len(serving) // count
+    gpus, gpu = _alike(serving)
+    splits = list(_splits(model, gpus, share, request))
+    limits.check(model.name, model.architecture, splits[0])
+    for split in splits:
+        if limits.problem(model.architecture, split) is None:
+            yield _plan(model, serving, count, split, gpu, request)
+
+
+def _plan(
+    model: Model, serving: Sequence[Node], count: int, split: Split, gpu: Gpu | None, request: Request
+) -> Plan:
+    share = len(serving) // count
+    size = _nodes_needed(split.gpus, serving[0].gpus, share)
+    flags = {**fitting.arguments_of(split), **model.arguments}
+    found = None
+    if gpu is not None:
+        wanted = _wanted(model, request.targets)
+        how = memory.serving(model.architecture, flags, model.environment, gpu)
+        how = replace(how, sequences=max(how.sequences, wanted.concurrency))
+        found = fitting.fit(model.architecture, split, gpu, how, wanted)
+        flags |= {
+            "max-model-len": found.max_model_len,
+            "gpu-memory-utilization": how.utilization,
+            "max-num-seqs": how.sequences,
+            "max-num-batched-tokens": how.batched,
+        }
+        if gpu.vendor == "cpu":
+            del flags["gpu-memory-utilization"]
     return Plan(
         model,
         tuple(
-            _replica(index, serving[index * share :][:size], tp, pp, executor, port)
-            for index in range(replicas)
+            Replica(
+                name=f"replica-{index}",
+                nodes=tuple(serving[index * share :][:size]),
+                split=split,
+                executor=_executor(request.executor, size),
+                ports=Ports(base=request.port),
+                arguments=MappingProxyType(flags),
+                gpu=gpu,
+                fit=found,
+            )
+            for index in range(count)
         ),
     )
 
 
-def check_split(name: str, architecture: Architecture, tp: int, pp: int) -> None:
-    """Raise PlanError unless heads, key-value heads and layers divide.
-
-    vLLM refuses TP that does not divide the heads (config/model.py:1546 in 0.32) and
-    replicates key-value heads only when TP is a multiple of them (linear.py:1055).
-    """
-    if tp < 1 or pp < 1:
-        raise PlanError(f"{name}: TP {tp} x PP {pp}: both must be at least 1")
-    if tp not in valid_tensor_parallel(architecture):
-        heads, kv = architecture.num_attention_heads, architecture.num_key_value_heads
-        raise PlanError(
-            f"{name}: TP {tp} does not divide {heads} attention heads and {kv} key-value heads; "
-            f"TP can be {_spoken(valid_tensor_parallel(architecture))} (set tensor_parallel)"
-        )
-    layers = architecture.num_hidden_layers
-    if layers % pp:
-        fits = [size for size in range(1, min(layers, 64) + 1) if layers % size == 0]
-        raise PlanError(
-            f"{name}: PP {pp} does not divide {layers} layers; "
-            f"PP can be {_spoken(fits)} (set pipeline_parallel)"
-        )
+def _wanted(model: Model, targets: Targets) -> Targets:
+    """The targets, with the context that the model's own arguments ask for."""
+    most = model.architecture.max_position_embeddings
+    context = targets.context or model.arguments.get("max-model-len")
+    if context in ("auto", -1):
+        context = None
+    if context is not None and (isinstance(context, bool) or not isinstance(context, int) or context < 1):
+        raise PlanError(f"{model.name}: max-model-len is {context!r}: must be a whole number of tokens")
+    if context is not None and context > most:
+        raise PlanError(f"{model.name}: a context of {context} is more than the model's own {most}")
+    return replace(targets, context=context)
 
 
-def valid_tensor_parallel(architecture: Architecture) -> list[int]:
-    """Every TP that divides the heads, and divides or is a multiple of the key-value heads."""
-    heads, kv = architecture.num_attention_heads, architecture.num_key_value_heads
-    return [tp for tp in range(1, heads + 1) if heads % tp == 0 and (kv % tp == 0 or tp % kv == 0)]
+def _splits(model: Model, gpus: int, share: int, request: Request) -> Iterator[Split]:
+    """The usual split first, then the others over as many GPUs."""
+    tp, pp = request.tensor_parallel, request.pipeline_parallel
+    usual = _usual(model, gpus, share, tp, pp)
+    _nodes_needed(usual.gpus, gpus, share)
+    yield usual
+    pairs = {(usual.tensor, usual.pipeline)}
+    for tensor in [tp] if tp else limits.valid_tensor_parallel(model.architecture, usual.expert):
+        for pipeline in [pp] if pp else {share * gpus // tensor}:
+            if 0 < tensor * pipeline <= share * gpus and share * gpus % tensor == 0:
+                pairs.add((tensor, pipeline))
+    for tensor, pipeline in sorted(pairs, key=lambda pair: (pair[0] > gpus, -pair[0])):
+        for split in _variants(model, replace(usual, tensor=tensor, pipeline=pipeline)):
+            if split != usual and _spreads(split.gpus, gpus, share):
+                yield split
 
 
-def _gpus_per_node(nodes: Sequence[Node]) -> int:
+def _variants(model: Model, split: Split) -> Iterator[Split]:
+    """The split with and without what helps some models."""
+    yield split
+    if model.architecture.experts and "enable-expert-parallel" not in model.arguments:
+        yield replace(split, expert=True)
+    if "decode-context-parallel-size" not in model.arguments:
+        for size in limits.context_sizes(model.architecture, split.tensor)[-1:]:
+            yield replace(split, context=size)
+
+
+def _usual(model: Model, gpus: int, share: int, tp: int | None, pp: int | None) -> Split:
+    """TP over a node and PP over nodes, with what the model's own arguments say."""
+    own = model.arguments
+    valid = limits.valid_tensor_parallel(model.architecture, bool(own.get("enable-expert-parallel")))
+    if tp is None:
+        most = gpus if pp is None or pp <= share else max(1, share * gpus // pp)
+        tp = max((size for size in valid if size <= most and most % size == 0), default=most)
+    data = _size(own, "data-parallel-size")
+    return Split(
+        tensor=tp,
+        pipeline=pp or max(1, share * gpus // (tp * data)),
+        data=data,
+        expert=bool(own.get("enable-expert-parallel", False)),
+        context=_size(own, "decode-context-parallel-size"),
+    )
+
+
+def _size(arguments: Mapping[str, Any], name: str) -> int:
+    value = arguments.get(name, 1)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise PlanError(f"{name} is {value!r}: must be a whole number of at least 1")
+    return value
+
+
+def _alike(nodes: Sequence[Node]) -> tuple[int, Gpu | None]:
+    """How many GPUs each node has, and which; PlanError when they differ."""
     if len({node.gpus for node in nodes}) > 1:
         counts = ", ".join(f"{node.name} {node.gpus}" for node in nodes)
         raise PlanError(f"the nodes have different numbers of GPUs ({counts}): serve them apart")
-    return nodes[0].gpus
-
-
-def _default_tp(gpus: int, share: int, pp: int | None) -> int:
-    """All GPUs of a node; fewer when the user's PP has more than one stage in a node."""
-    if pp is None or pp <= share:
-        return gpus
-    return max(1, share * gpus // pp)
+    if len({node.gpu for node in nodes}) > 1:
+        kinds = ", ".join(f"{node.name} {node.gpu or 'unknown'}" for node in nodes)
+        raise PlanError(f"the nodes have different GPUs ({kinds}): serve them apart, an inventory each")
+    return nodes[0].gpus, hardware.gpu(nodes[0].gpu) if nodes[0].gpu else None
 
 
 def _nodes_needed(world: int, gpus: int, share: int) -> int:
@@ -188,23 +336,44 @@ def _nodes_needed(world: int, gpus: int, share: int) -> int:
             f"TP x PP needs {world} GPUs; the inventory has {gpus * share} for each replica "
             f"({share} nodes of {gpus})"
         )
-    for size in range(-(-world // gpus), share + 1):
-        if world % size == 0:
-            return size
-    raise PlanError(f"TP x PP is {world} ranks: they do not spread evenly over nodes of {gpus} GPUs")
+    size = _spreads(world, gpus, share)
+    if not size:
+        raise PlanError(f"TP x PP is {world} ranks: they do not spread evenly over nodes of {gpus} GPUs")
+    return size
 
 
-def _replica(index: int, nodes: Sequence[Node], tp: int, pp: int, executor: Executor, port: int) -> Replica:
-    across: Literal["ray", "mp"] = "ray" if executor == "auto" else executor
-    return Replica(
-        name=f"replica-{index}",
-        nodes=tuple(nodes),
-        tensor_parallel=tp,
-        pipeline_parallel=pp,
-        executor=across if len(nodes) > 1 else "local",
-        ports=Ports(base=port),
-    )
+def _spreads(world: int, gpus: int, share: int) -> int | None:
+    sizes = range(-(-world // gpus), share + 1)
+    return next((size for size in sizes if world % size == 0), None)
 
 
-def _spoken(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers))
+def _executor(asked: Executor, nodes: int) -> Literal["local", "ray", "mp"]:
+    across: Literal["ray", "mp"] = "ray" if asked == "auto" else asked
+    return across if nodes > 1 else "local"
+
+
+def _missing(option: Plan) -> int:
+    """Bytes that the fullest GPU lacks; 0 where nothing is known of it."""
+    found = option.replicas[0].fit
+    return found.missing_bytes if found else 0
+
+
+def _cost(option: Plan, request: Request) -> float:
+    """Less is better: seconds of a token alone, or of one of all tokens under load."""
+    first = option.replicas[0]
+    seen = estimate(first, option.model, loaded(option, request))
+    if seen is None:
+        return 0.0
+    if request.optimize == "latency":
+        return seen.per_token
+    return -seen.throughput * len(option.replicas)
+
+
+def loaded(option: Plan, request: Request) -> int:
+    """Requests at once, on one replica, that its throughput is estimated for."""
+    found = option.replicas[0].fit
+    if request.targets.concurrency > 1 or found is None:
+        return request.targets.concurrency
+    length = performance.PROMPT + performance.OUTPUT
+    room = int(found.capacity.tokens // length) or 1
+    return max(1, min(room, int(option.replicas[0].arguments["max-num-seqs"])))

@@ -12,7 +12,7 @@ from roles import ray, service, vllm
 from roles.vllm.arguments import arguments, render, variables
 
 LLAMA = models.get("llama-3.1-70b-instruct")
-NODES = [Node("gpu1", "10.0.0.1", 8), Node("gpu2", "10.0.0.2", 8)]
+NODES = [Node("gpu1", "10.0.0.1", 8, "H100"), Node("gpu2", "10.0.0.2", 8, "H100")]
 PATH = "/var/lib/rackserve/weights/meta-llama--Llama-3.1-70B-Instruct/main"
 COMMON = {
     "model": PATH,
@@ -22,7 +22,13 @@ COMMON = {
     "tensor-parallel-size": 8,
     "pipeline-parallel-size": 2,
     "shutdown-timeout": 30,
-    "max-model-len": 32768,
+    "max-model-len": 131072,
+    "max-num-seqs": 256,
+    "max-num-batched-tokens": 8192,
+    "gpu-memory-utilization": 0.92,
+    "enable-auto-tool-choice": True,
+    "tool-call-parser": "llama3_json",
+    "override-generation-config": {"temperature": 0.6, "top_p": 0.9},
 }
 RAY_PORTS = [
     "--node-manager-port=20001",
@@ -70,7 +76,7 @@ def test_mp_gives_every_node_its_rank_and_only_the_first_an_api():
 
 def test_the_users_arguments_go_over_ours():
     own = LLAMA.with_(arguments={"max-model-len": 4096, "shutdown-timeout": 0, "port": 9})
-    told = arguments(own, replica(port=9000), "gpu1", PATH)
+    told = arguments(own, plan(own, NODES, port=9000).replicas[0], "gpu1", PATH)
     assert (told["max-model-len"], told["shutdown-timeout"]) == (4096, 0)
 
 

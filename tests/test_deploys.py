@@ -244,7 +244,7 @@ def test_a_plan_that_cannot_be_is_one_line_that_names_what_can(dry):
     assert len(said) == 1
     assert said[0].endswith(
         "smollm2-135m-instruct: TP 2 does not divide 9 attention heads and 3 key-value heads; "
-        "TP can be 1, 3, 9 (set tensor_parallel)"
+        "TP can be 1, 3 (set tensor_parallel)"
     )
     assert "Traceback" not in done.stderr
 

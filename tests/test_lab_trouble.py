@@ -46,7 +46,7 @@ def refused(*words: str, code: int = 1, **data: object) -> str:
 @pytest.mark.usefixtures("untouched")
 def test_tp_that_does_not_divide_the_heads(lab: list[Node]) -> None:
     line = refused("serve", code=2, model="smollm2-135m-instruct", tensor_parallel=2, pipeline_parallel=1)
-    assert "TP 2 does not divide 9 attention heads" in line and "1, 3, 9" in line
+    assert "TP 2 does not divide 9 attention heads" in line and "1, 3" in line
 
 
 @pytest.mark.usefixtures("untouched")

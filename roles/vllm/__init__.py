@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pyinfra.api import deploy
+from pyinfra.api.operation import OperationMeta
 from pyinfra.operations import files
 
 from models.plan import Replica
@@ -17,7 +18,7 @@ from roles import units as systemd
 
 from .arguments import arguments, render, variables
 
-__all__ = ["arguments", "nothing", "secrets_path", "server", "unit", "units", "variables"]
+__all__ = ["arguments", "nothing", "secrets_path", "server", "template_path", "unit", "units", "variables"]
 
 TEMPLATE = Path(__file__).with_name("vllm.service.j2")
 
@@ -34,6 +35,11 @@ def unit(replica: Replica) -> str:
 def secrets_path(replica: Replica) -> str:
     """The root-only environment file with VLLM_API_KEY."""
     return f"{service.folder(replica.name)}/vllm.env"
+
+
+def template_path(replica: Replica) -> str:
+    """The chat template, where Rackserve ships one."""
+    return f"{service.folder(replica.name)}/chat-template.jinja"
 
 
 def units(replica: Replica, host_name: str) -> list[str]:
@@ -54,12 +60,14 @@ def server(
     variables: Mapping[str, str],
     api_key: str,
     model_path: str,
+    template: str | None = None,
     needs: Sequence[str] = (),
 ) -> None:
     """One vLLM process group of a replica.
 
     + arguments: vLLM's long flag names and values, complete
     + environment: the virtual environment; + variables: of the process, none secret
+    + template: the text of a chat template for template_path()
     + model_path: what a new snapshot replaces, so that vLLM restarts for it
     + needs: units that must run before this one and take this one down with them
     """
@@ -74,6 +82,7 @@ def server(
             src=StringIO(NOT_CARRIED), mode="644",
             dest=NOT_CARRIED_PATH,
         ),
+        *_template(replica, template),
         files.put(
             name=f"Write {config}",
             src=StringIO(render(arguments)), dest=config, mode="644",
@@ -90,8 +99,16 @@ def server(
     systemd.running(
         name=f"Run {unit(replica)}",
         unit=unit(replica), changed=changed,
-        reads=[config, secrets_path(replica), NOT_CARRIED_PATH, model_path],
+        reads=[config, secrets_path(replica), NOT_CARRIED_PATH, model_path,
+               *([template_path(replica)] if template else [])],
     )  # fmt: skip
+
+
+def _template(replica: Replica, text: str | None) -> list[OperationMeta]:
+    if text is None:
+        return []
+    path = template_path(replica)
+    return [files.put(name=f"Write {path}", src=StringIO(text), dest=path, mode="644")]
 
 
 @deploy("vLLM")

@@ -18,18 +18,20 @@ READY_TIMEOUT = 7200
 SHUTDOWN_TIMEOUT = 30
 
 
-def arguments(model: Model, replica: Replica, host_name: str, model_path: str) -> dict[str, Any]:
-    """Everything `vllm serve` is told on one host of a replica."""
+def arguments(
+    model: Model, replica: Replica, host_name: str, model_path: str, template: str | None = None
+) -> dict[str, Any]:
+    """Everything `vllm serve` is told on one host of a replica; `template` is a file there."""
     return {
         "model": model_path,
         "served-model-name": model.name,
         "host": "0.0.0.0",
         "port": replica.ports.api,
-        "tensor-parallel-size": replica.tensor_parallel,
-        "pipeline-parallel-size": replica.pipeline_parallel,
         "shutdown-timeout": SHUTDOWN_TIMEOUT,
         **_executor(replica, host_name),
-        **model.arguments,
+        **({"chat-template": template} if template else {}),
+        **model.flags,
+        **replica.arguments,
     }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pyinfra import host, state
@@ -43,7 +43,7 @@ def _flat(name: str) -> str:
 
 def expected(model: Model) -> str:
     """The numbers of config.json that the model's file promises, as JSON."""
-    return json.dumps(asdict(model.architecture), sort_keys=True)
+    return json.dumps(dict(model.numbers), sort_keys=True)
 
 
 @deploy("Weights")

@@ -1,0 +1,264 @@
+"""What a model is made of, read from its config.json.
+
+Field names are config.json's own where it has one; the rules by which a model class
+fills in what its config.json leaves out are those of transformers' configuration classes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .errors import ModelError
+
+Config = Mapping[str, Any]
+Dtype = Literal["float32", "bfloat16", "float16"]
+Format = Literal["plain", "fp8_block", "fp8_channel", "fp8_tensor", "mxfp4"]
+
+#: Bytes of one number.
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "uint8": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experts:
+    """The mixture-of-experts layers of a model."""
+
+    count: int  # routed experts of a layer
+    per_token: int
+    intermediate_size: int
+    shared_intermediate_size: int = 0  # of the experts that every token takes; 0: none
+    first_dense: int = 0  # layers before the first one with experts
+    every: int = 1  # of the layers after those, one in so many has experts
+    correction_bias: bool = False
+    bias: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latent:
+    """Multi-head latent attention (MLA): keys and values are kept compressed."""
+
+    q_lora_rank: int | None
+    kv_lora_rank: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
+
+    @property
+    def cached(self) -> int:
+        """Numbers kept in the KV cache for a token and layer."""
+        return self.kv_lora_rank + self.qk_rope_head_dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """How the weights of linear layers are stored, and which are left as they are."""
+
+    format: Format = "plain"
+    method: str = ""  # quantization_config's own quant_method
+    ignored: tuple[str, ...] = ()  # module names, or "re:" and a pattern
+
+    def of(self, module: str) -> Format:
+        return "plain" if any(_matches(rule, module) for rule in self.ignored) else self.format
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """The numbers that decide how large a model is and how it can be split."""
+
+    kind: str  # architectures[0]: the class that vLLM loads
+    num_hidden_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int
+    dtype: Dtype = "bfloat16"
+    tie_word_embeddings: bool = False
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    sinks: bool = False
+    window: int | None = None  # tokens that a layer with a sliding window looks back
+    windowed_layers: tuple[int, ...] = ()
+    experts: Experts | None = None
+    latent: Latent | None = None
+    quantization: Quantization = Quantization()
+
+    def __post_init__(self) -> None:
+        for name in _COUNTED:
+            if getattr(self, name) < 1:
+                raise ModelError(f"{name} is {getattr(self, name)}: must be at least 1")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ModelError(
+                f"{self.num_attention_heads} attention heads do not divide among "
+                f"{self.num_key_value_heads} key-value heads"
+            )
+
+    def has_experts(self, layer: int) -> bool:
+        own = self.experts
+        return own is not None and layer >= own.first_dense and (layer + 1) % own.every == 0
+
+    @property
+    def is_known(self) -> bool:
+        """Whether every tensor of this class is known here; else sizes are estimates."""
+        return self.kind in KINDS
+
+
+#: Classes whose tensors models/weights.py lists, as vLLM 0.32 builds them.
+KINDS = (
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "Qwen3MoeForCausalLM",
+    "DeepseekV2ForCausalLM",
+    "DeepseekV3ForCausalLM",
+    "GptOssForCausalLM",
+)
+
+_COUNTED = (
+    "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings",
+)  # fmt: skip
+
+
+def read(config: Config) -> Architecture:
+    """The architecture in a config.json; ModelError names what is missing or of a wrong kind."""
+    names = config.get("architectures")
+    if not isinstance(names, Sequence) or isinstance(names, str) or not names:
+        raise ModelError("config.json has no architectures: is it a model's?")
+    kind = str(names[0])
+    heads = _number(config, "num_attention_heads")
+    hidden = _number(config, "hidden_size")
+    layers = _number(config, "num_hidden_layers")
+    latent = _latent(config)
+    windowed = _windowed(config, layers)
+    return Architecture(
+        kind=kind,
+        num_hidden_layers=layers,
+        hidden_size=hidden,
+        intermediate_size=_number(config, "intermediate_size"),
+        num_attention_heads=heads,
+        num_key_value_heads=_number(config, "num_key_value_heads", heads),
+        head_dim=_number(config, "head_dim", hidden // heads if heads else 0),
+        vocab_size=_number(config, "vocab_size"),
+        max_position_embeddings=_number(config, "max_position_embeddings"),
+        dtype=_dtype(config),
+        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+        # Qwen2 has biases without saying so (vllm/model_executor/models/qwen2.py).
+        qkv_bias=kind.startswith("Qwen2") or bool(config.get("attention_bias", False)),
+        o_bias=not kind.startswith("Qwen") and bool(config.get("attention_bias", False)),
+        mlp_bias=bool(config.get("mlp_bias", False)),
+        qk_norm=kind.startswith("Qwen3"),
+        sinks=kind.startswith("GptOss"),
+        window=_number(config, "sliding_window") if windowed else None,
+        windowed_layers=windowed,
+        experts=_experts(kind, config),
+        latent=latent,
+        quantization=_quantization(config.get("quantization_config")),
+    )
+
+
+def _experts(kind: str, config: Config) -> Experts | None:
+    count = config.get("n_routed_experts") or config.get("num_experts") or config.get("num_local_experts")
+    if not count:
+        return None
+    own = _number(config, "moe_intermediate_size", _number(config, "intermediate_size"))
+    shared = _number(config, "n_shared_experts", 0)
+    return Experts(
+        count=_whole("the number of experts", count),
+        per_token=_number(config, "num_experts_per_tok"),
+        intermediate_size=own,
+        shared_intermediate_size=shared * own,
+        first_dense=_number(config, "first_k_dense_replace", 0),
+        every=_number(config, "decoder_sparse_step", _number(config, "moe_layer_freq", 1)),
+        correction_bias=config.get("topk_method") == "noaux_tc",
+        bias=kind.startswith("GptOss"),
+    )
+
+
+def _latent(config: Config) -> Latent | None:
+    if not config.get("kv_lora_rank"):
+        return None
+    return Latent(
+        q_lora_rank=_number(config, "q_lora_rank") if config.get("q_lora_rank") else None,
+        kv_lora_rank=_number(config, "kv_lora_rank"),
+        qk_nope_head_dim=_number(config, "qk_nope_head_dim"),
+        qk_rope_head_dim=_number(config, "qk_rope_head_dim"),
+        v_head_dim=_number(config, "v_head_dim"),
+    )
+
+
+def _windowed(config: Config, layers: int) -> tuple[int, ...]:
+    """The layers with a sliding window; a window that config.json switches off is none."""
+    if not config.get("sliding_window") or config.get("use_sliding_window") is False:
+        return ()
+    kinds = config.get("layer_types")
+    if kinds is None:
+        return tuple(range(layers))
+    if len(kinds) != layers:
+        raise ModelError(f"layer_types has {len(kinds)} entries for {layers} layers")
+    return tuple(index for index, kind in enumerate(kinds) if kind == "sliding_attention")
+
+
+def _quantization(given: Config | None) -> Quantization:
+    if not given:
+        return Quantization()
+    method = str(given.get("quant_method", ""))
+    ignored = tuple(given.get("modules_to_not_convert") or given.get("ignore") or ())
+    how: Format | None = None
+    if method == "fp8":
+        how = "fp8_block" if given.get("weight_block_size") else "fp8_tensor"
+        if how == "fp8_block" and list(given["weight_block_size"]) != [128, 128]:
+            raise ModelError(f"fp8 blocks of {given['weight_block_size']}: only [128, 128] is known")
+    elif method == "fbgemm_fp8":
+        how = "fp8_channel"
+    elif method == "mxfp4":
+        how = "mxfp4"
+    elif method == "compressed-tensors":
+        groups = given.get("config_groups") or {}
+        weights = [group.get("weights") or {} for group in groups.values()]
+        if weights and all(w.get("num_bits") == 8 and w.get("type") == "float" for w in weights):
+            strategies = {w.get("strategy") for w in weights}
+            how = "fp8_channel" if strategies == {"channel"} else "fp8_tensor"
+    if how is None:
+        raise ModelError(f"quantization {method!r} is not known; known are fp8, fbgemm_fp8, "
+                         "compressed-tensors with 8-bit floats, mxfp4")  # fmt: skip
+    return Quantization(format=how, method=method, ignored=ignored)
+
+
+def _matches(rule: str, module: str) -> bool:
+    if rule.startswith("re:"):
+        return re.fullmatch(rule[3:], module) is not None
+    return module == rule
+
+
+def _dtype(config: Config) -> Dtype:
+    given = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
+    dtypes: tuple[Dtype, ...] = ("float32", "bfloat16", "float16")
+    for dtype in dtypes:
+        if dtype == given:
+            return dtype
+    raise ModelError(f"dtype is {given!r}: must be {', '.join(dtypes)}")
+
+
+def _number(config: Config, name: str, default: int | None = None) -> int:
+    value = config.get(name)
+    if value is None:
+        if default is None:
+            raise ModelError(f"config.json has no {name}")
+        return default
+    return _whole(name, value)
+
+
+def _whole(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ModelError(f"{name} is {value!r}: must be a whole number")
+    if value < 0:
+        raise ModelError(f"{name} is {value}: must not be negative")
+    return value

@@ -1,0 +1,177 @@
+"""What a GPU's memory goes to: weights, KV cache, and what vLLM needs besides.
+
+vLLM takes `ceil(total * gpu_memory_utilization)` and gives the KV cache what weights, the
+peak of a forward pass and CUDA graphs leave of it (v1/worker/gpu_worker.py:733). Weights
+and KV are exact. The peak and the graphs are only known to a profiling run: here they are
+upper estimates, so that a plan that fits starts. What was allocated before vLLM looks (the
+CUDA context, NCCL's buffers) lies outside its share and must fit in what it leaves.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from math import ceil
+from typing import Any
+
+from . import kv
+from .architecture import BYTES, Architecture, Dtype
+from .errors import ModelError
+from .hardware import GiB, Gpu, MiB
+from .weights import Split, extra_bytes, stages, tensors
+
+#: config/cache.py:102.
+UTILIZATION = 0.92
+
+#: Tokens in a block unless --block-size says otherwise (config/cache.py:72,
+#: platforms/cpu.py:292; MLA without AMX on a CPU: platforms/cpu.py:271).
+BLOCK_SIZE, CPU_BLOCK_SIZE, CPU_LATENT_BLOCK_SIZE = 16, 128, 16
+
+#: Of a step, and requests in one: vLLM's own by GPU (engine/arg_utils.py:2920), which a
+#: Ray driver without GPUs does not see. We always say them.
+BATCHED_TOKENS, SEQUENCES = 8192, 256
+
+#: CUDA context, NCCL and custom all-reduce: aiconfigurator's systems/*.yaml has 342 MiB for
+#: NCCL on 2 GPUs and 392 MiB on 4 and 8; a context is about half a GiB.
+CONTEXT, NCCL = 512 * MiB, 392 * MiB
+
+#: Attention's workspace (VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE is 394 MiB), samplers, slack.
+WORKSPACE = 768 * MiB
+
+#: CUDA graphs, a fixed part and one for each layer: our own allowance, not measured.
+GRAPHS, GRAPHS_OF_LAYER = 512 * MiB, 8 * MiB
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """The vLLM arguments that memory depends on."""
+
+    dtype: Dtype
+    kv_cache_dtype: str = "auto"
+    utilization: float = UTILIZATION
+    batched: int = BATCHED_TOKENS
+    sequences: int = SEQUENCES
+    block_size: int = BLOCK_SIZE
+    eager: bool = False
+    kv_cache_memory: int | None = None  # bytes, when it is said instead of found
+
+    def cache(self, split: Split) -> kv.Cache:
+        return kv.Cache(
+            block_size=self.block_size,
+            number=kv.number_bytes(self.dtype, self.kv_cache_dtype),
+            batched=self.batched,
+            batches=split.pipeline + (1 if self.kv_cache_memory is None else 0),
+        )
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A GPU of one pipeline stage, the fullest of its ranks; all in bytes."""
+
+    total: int
+    requested: int  # vLLM's share
+    weights: Mapping[str, int] = field(hash=False)
+    activations: int
+    graphs: int
+    communication: int  # and the CUDA context: outside vLLM's share
+    available: int  # for the KV cache; negative when the rest does not fit
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(self.weights.values())
+
+
+def serving(
+    model: Architecture, arguments: Mapping[str, Any], environment: Mapping[str, str], gpu: Gpu
+) -> Serving:
+    """The `Serving` that vLLM arguments (long names without dashes) and variables mean."""
+    cpu = gpu.vendor == "cpu"
+    block = CPU_LATENT_BLOCK_SIZE if model.latent else CPU_BLOCK_SIZE
+    space = environment.get("VLLM_CPU_KVCACHE_SPACE") if cpu else None
+    memory = int(space) * GiB if space else arguments.get("kv-cache-memory-bytes")
+    if memory is not None and not isinstance(memory, int):
+        raise ModelError(f"kv-cache-memory-bytes is {memory!r}: must be a whole number of bytes")
+    return Serving(
+        dtype=served_dtype(model, str(arguments.get("dtype", "auto"))),
+        kv_cache_dtype=str(arguments.get("kv-cache-dtype", "auto")),
+        utilization=_share(arguments.get("gpu-memory-utilization", UTILIZATION)),
+        batched=_count("max-num-batched-tokens", arguments, BATCHED_TOKENS),
+        sequences=_count("max-num-seqs", arguments, SEQUENCES),
+        block_size=_count("block-size", arguments, block if cpu else BLOCK_SIZE),
+        eager=bool(arguments.get("enforce-eager", False)),
+        kv_cache_memory=memory,
+    )
+
+
+def served_dtype(model: Architecture, asked: str) -> Dtype:
+    """--dtype; "auto" makes bfloat16 of float32 (config/model.py:2423)."""
+    if asked == "auto":
+        return "bfloat16" if model.dtype == "float32" else model.dtype
+    if asked in ("float32", "bfloat16", "float16"):
+        return asked  # type: ignore[return-value]
+    raise ModelError(f"dtype is {asked!r}: must be auto, bfloat16, float16 or float32")
+
+
+@lru_cache(maxsize=512)
+def stage_memory(model: Architecture, split: Split, gpu: Gpu, how: Serving) -> tuple[Stage, ...]:
+    """The memory of a GPU of each stage."""
+    return tuple(_stage(model, split, gpu, how, stage) for stage in range(split.pipeline))
+
+
+def _stage(model: Architecture, split: Split, gpu: Gpu, how: Serving, stage: int) -> Stage:
+    weights: Counter[str] = Counter()
+    # Rank 0 has the most experts when they spread unevenly.
+    for tensor in tensors(model, split, stage, rank=0, dtype=how.dtype, padding=gpu.mxfp4_padding):
+        weights[tensor.part] += tensor.bytes
+    if extra := extra_bytes(model, split, stage):
+        weights["absorbed MLA"] = extra
+    cpu = gpu.vendor == "cpu"
+    requested = ceil(gpu.memory * how.utilization)
+    activations = 0 if cpu else activation_bytes(model, split, how, is_last=stage == split.pipeline - 1)
+    layers = stages(model.num_hidden_layers, split.pipeline)[stage]
+    graphs = 0 if cpu or how.eager else GRAPHS + layers * GRAPHS_OF_LAYER
+    communication = 0 if cpu else CONTEXT + (NCCL if split.gpus > 1 else 0)
+    available = requested - weights.total() - activations - graphs
+    if how.kv_cache_memory is not None:
+        available = how.kv_cache_memory
+    elif gpu.memory - requested < communication:  # vLLM asks that its share be free
+        available -= communication - (gpu.memory - requested)
+    return Stage(gpu.memory, requested, dict(weights), activations, graphs, communication, available)
+
+
+def activation_bytes(model: Architecture, split: Split, how: Serving, is_last: bool) -> int:
+    """An upper estimate of a step's peak: the widest layer, or sampling on the last stage.
+
+    A step has `batched` tokens. Hidden state, residual and their copies are four of hidden
+    size; a dense MLP has 3 of its width, one rank's part; experts copy each token once for
+    every expert it goes to (fused_moe/fused_moe.py: caches 1 and 2). Logits of `sequences`
+    requests are gathered in 16 bits, made float32 and sorted.
+    """
+    number = BYTES[how.dtype]
+    heads = model.num_attention_heads // split.tensor
+    attention = heads * model.head_dim * 3
+    if model.latent:
+        own = model.latent
+        attention = heads * (2 * (own.qk_nope_head_dim + own.qk_rope_head_dim) + own.v_head_dim)
+    mlp = 3 * model.intermediate_size // split.tensor
+    if experts := model.experts:
+        width = experts.intermediate_size // (1 if split.expert else split.expert_ranks)
+        mlp = max(mlp, experts.per_token * (max(2 * width, model.hidden_size) + width))
+    forward = how.batched * (4 * model.hidden_size + max(attention, mlp)) * number
+    sampling = how.sequences * model.vocab_size * (number + 3 * 4) if is_last else 0
+    return max(forward, sampling) + WORKSPACE
+
+
+def _share(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+        raise ModelError(f"gpu-memory-utilization is {value!r}: must be above 0 and at most 1")
+    return float(value)
+
+
+def _count(name: str, arguments: Mapping[str, Any], default: int) -> int:
+    value = arguments.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ModelError(f"{name} is {value!r}: must be a whole number of at least 1")
+    return value

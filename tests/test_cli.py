@@ -160,8 +160,8 @@ def test_a_wrong_setting_in_the_inventory_is_refused_naming_the_host(inventory):
 
 
 def test_an_unknown_model_is_refused_with_the_nearest(inventory):
-    said = refused(rackserve("deploy", "serve", "-i", inventory(), "--data", "model=llama-3.1-71b"))
-    assert said.startswith("unknown model 'llama-3.1-70b'; the nearest are: llama-3.1-70b-instruct")
+    said = refused(rackserve("deploy", "serve", "-i", inventory(), "--data", "model=llama-3.1-70b-instrukt"))
+    assert said.startswith("unknown model 'llama-3.1-70b-instrukt'; the nearest are: llama-3.1-70b-instruct")
 
 
 def test_no_model_at_all_is_refused_saying_how_to_set_one(inventory):

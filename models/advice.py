@@ -1,0 +1,212 @@
+"""What else would do: what works where a plan does not fit, and what another split trades."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from . import hardware, kv
+from .errors import PlanError
+from .fit import LEAST_CONTEXT
+from .model import Model
+from .performance import Estimate
+from .plan import Node, Plan, Request, choose, estimate, loaded, options
+
+#: Suggested contexts are rounded down to a multiple of this, and are at least as many tokens.
+CONTEXT_STEP = 1024
+
+MOST_NODES = 64
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A change that was planned and fits."""
+
+    text: str
+    change: dict[str, object]
+    model: Model
+    nodes: tuple[Node, ...]
+    request: Request
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """Another plan that fits, beside the chosen one."""
+
+    plan: Plan
+    estimate: Estimate | None
+    trades: str
+
+
+def suggestions(
+    model: Model, nodes: Sequence[Node], request: Request, smaller: Sequence[Model] = ()
+) -> list[Suggestion]:
+    """The nearest things that do fit, each planned. `smaller` are models that may stand in."""
+    tried = (*_asking_less(model, nodes, request), *_other_splits(model, nodes, request),
+             *_other_models(smaller, nodes, request), *_more_nodes(model, nodes, request),
+             *_other_gpus(model, nodes, request))  # fmt: skip
+    return [one for one in tried if fits(one.model, one.nodes, one.request)]
+
+
+def fits(model: Model, nodes: Sequence[Node], request: Request) -> bool:
+    try:
+        choose(options(model, nodes, request), request)
+    except PlanError:
+        return False
+    return True
+
+
+def alternatives(chosen: Plan, nodes: Sequence[Node], request: Request, most: int = 3) -> list[Alternative]:
+    """Plans that fit and are better than the chosen one in something, best first."""
+    free = replace(request, tensor_parallel=None, pipeline_parallel=None, replicas=None)
+    own = chosen.replicas[0]
+    seen: dict[tuple[object, ...], Alternative] = {}
+    for option in options(chosen.model, nodes, free):
+        first = option.replicas[0]
+        found = first.fit
+        if (
+            found is None
+            or not found.fits
+            or (first.split, len(option.replicas)) == (own.split, len(chosen.replicas))
+        ):
+            continue
+        guessed = estimate(first, option.model, loaded(option, request))
+        trades = _trades(chosen, option, request, guessed)
+        if trades:
+            seen[(first.split, len(option.replicas))] = Alternative(option, guessed, trades)
+    return sorted(seen.values(), key=lambda one: -_gain(chosen, one, request))[:most]
+
+
+def _asking_less(model: Model, nodes: Sequence[Node], request: Request) -> Iterator[Suggestion]:
+    """Fewer tokens, or fewer requests at once, where the weights leave room for some."""
+    targets = request.targets
+    for option in _options(model, nodes, request)[:1]:
+        first = option.replicas[0]
+        if first.fit is None:
+            return
+        available = [stage.available for stage in first.fit.stages]
+        shape = (model.architecture, first.split, first.fit.cache)
+        most = targets.context or LEAST_CONTEXT
+        if targets.concurrency > 1:
+            count = kv.largest(
+                targets.concurrency,
+                lambda requests: _within(kv.needed(*shape, most, requests), available),
+            )
+            if count:
+                yield _suggest(
+                    f"{count} requests of {most} tokens at once", {"concurrency": count}, model, nodes,
+                    replace(request, targets=replace(targets, concurrency=count)),
+                )  # fmt: skip
+        length = kv.largest(
+            most, lambda tokens: _within(kv.needed(*shape, tokens, targets.concurrency), available)
+        )
+        length = length // CONTEXT_STEP * CONTEXT_STEP
+        if length:
+            yield _suggest(
+                f"a context of {length} tokens", {"context": length}, model, nodes,
+                replace(request, targets=replace(targets, context=length)),
+            )  # fmt: skip
+
+
+def _other_splits(model: Model, nodes: Sequence[Node], request: Request) -> Iterator[Suggestion]:
+    """The sizes that the user set, left to the planner."""
+    if request.tensor_parallel is None and request.pipeline_parallel is None:
+        return
+    free = replace(request, tensor_parallel=None, pipeline_parallel=None)
+    for option in _options(model, nodes, free):
+        first = option.replicas[0]
+        if first.fit and first.fit.fits:
+            sizes = {"tensor_parallel": first.tensor_parallel, "pipeline_parallel": first.pipeline_parallel}
+            asked = replace(request, **sizes)  # type: ignore[arg-type]
+            yield _suggest(
+                f"TP {first.tensor_parallel} x PP {first.pipeline_parallel}", dict(sizes), model, nodes, asked
+            )
+            return
+
+
+def _other_models(smaller: Sequence[Model], nodes: Sequence[Node], request: Request) -> Iterator[Suggestion]:
+    for model in smaller:
+        yield _suggest(f"{model.name}, the same in fewer bytes", {"model": model.name}, model, nodes, request)
+
+
+def _more_nodes(model: Model, nodes: Sequence[Node], request: Request) -> Iterator[Suggestion]:
+    free = replace(request, pipeline_parallel=None)
+    serving = [node for node in nodes if node.gpus]
+    for count in range(len(serving) + 1, MOST_NODES + 1):
+        more = [*serving, *(replace(serving[-1], name=f"new-{n}", address=f"0.0.0.{n}")
+                            for n in range(1, count - len(serving) + 1))]  # fmt: skip
+        if fits(model, more, free):
+            kind = f" of {serving[0].gpus} {serving[0].gpu}"
+            yield _suggest(f"{count} nodes{kind}", {"nodes": count}, model, more, free)
+            return
+
+
+def _other_gpus(model: Model, nodes: Sequence[Node], request: Request) -> Iterator[Suggestion]:
+    """The smallest GPU of the table, of the same vendor, that holds it on as many nodes."""
+    now = nodes[0].gpu
+    if now is None:
+        return
+    own = hardware.gpu(now)
+    larger = [row for row in hardware.GPUS.values() if row.vendor == own.vendor and row.memory > own.memory]
+    for row in sorted(larger, key=lambda row: row.memory):
+        others = [replace(node, gpu=row.name) for node in nodes]
+        if fits(model, others, request):
+            yield _suggest(f"{row.name} instead of {own.name}", {"gpu": row.name}, model, others, request)
+            return
+
+
+def _suggest(
+    text: str, change: dict[str, object], model: Model, nodes: Sequence[Node], request: Request
+) -> Suggestion:
+    return Suggestion(text, change, model, tuple(nodes), request)
+
+
+def _options(model: Model, nodes: Sequence[Node], request: Request) -> list[Plan]:
+    try:
+        return options(model, nodes, request)
+    except PlanError:
+        return []
+
+
+def _within(needed: Sequence[int], available: Sequence[int]) -> bool:
+    return all(need <= have for need, have in zip(needed, available, strict=True))
+
+
+def _measures(plan: Plan, request: Request, guessed: Estimate | None) -> dict[str, float]:
+    """What a plan is good at; more is better."""
+    found = plan.replicas[0].fit
+    assert found is not None and guessed is not None
+    return {
+        "tokens/s": guessed.throughput * len(plan.replicas),
+        "token alone": 1 / guessed.per_token,
+        "KV tokens": found.capacity.tokens * len(plan.replicas),
+        "context": found.max_model_len,
+    }
+
+
+def _ratios(chosen: Plan, option: Plan, request: Request, guessed: Estimate | None) -> dict[str, float]:
+    own = _measures(chosen, request, estimate(chosen.replicas[0], chosen.model, loaded(chosen, request)))
+    return {what: value / own[what] for what, value in _measures(option, request, guessed).items()}
+
+
+def _trades(chosen: Plan, option: Plan, request: Request, guessed: Estimate | None) -> str:
+    """What is better and worse than in the chosen plan; "" when nothing is better."""
+    ratios = {
+        what: ratio
+        for what, ratio in _ratios(chosen, option, request, guessed).items()
+        if abs(ratio - 1) > 0.05
+    }
+    if not any(ratio > 1 for ratio in ratios.values()):
+        return ""
+    return ", ".join(
+        f"{what} x{ratio:.2f}" for what, ratio in sorted(ratios.items(), key=lambda pair: -pair[1])
+    )
+
+
+def _gain(chosen: Plan, one: Alternative, request: Request) -> float:
+    ratios = _ratios(chosen, one.plan, request, one.estimate)
+    wanted: Callable[[dict[str, float]], float] = {
+        "latency": lambda ratio: ratio["token alone"],
+        "throughput": lambda ratio: ratio["tokens/s"],
+    }.get(request.optimize or "", lambda ratio: ratio["tokens/s"] * ratio["token alone"])
+    return wanted(ratios)

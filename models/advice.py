@@ -80,32 +80,30 @@ def alternatives(chosen: Plan, nodes: Sequence[Node], request: Request, most: in
 def _asking_less(model: Model, nodes: Sequence[Node], request: Request) -> Iterator[Suggestion]:
     """Fewer tokens, or fewer requests at once, where the weights leave room for some."""
     targets = request.targets
-    for option in _options(model, nodes, request)[:1]:
-        first = option.replicas[0]
-        if first.fit is None:
-            return
-        available = [stage.available for stage in first.fit.stages]
-        shape = (model.architecture, first.split, first.fit.cache)
-        most = targets.context or LEAST_CONTEXT
-        if targets.concurrency > 1:
-            count = kv.largest(
-                targets.concurrency,
-                lambda requests: _within(kv.needed(*shape, most, requests), available),
-            )
-            if count:
-                yield _suggest(
-                    f"{count} requests of {most} tokens at once", {"concurrency": count}, model, nodes,
-                    replace(request, targets=replace(targets, concurrency=count)),
-                )  # fmt: skip
-        length = kv.largest(
-            most, lambda tokens: _within(kv.needed(*shape, tokens, targets.concurrency), available)
-        )
-        length = length // CONTEXT_STEP * CONTEXT_STEP
-        if length:
-            yield _suggest(
-                f"a context of {length} tokens", {"context": length}, model, nodes,
-                replace(request, targets=replace(targets, context=length)),
-            )  # fmt: skip
+    nearest = next(iter(_options(model, nodes, request)), None)
+    found = nearest.replicas[0].fit if nearest else None
+    if nearest is None or found is None:
+        return
+    available = [stage.available for stage in found.stages]
+    most = targets.context or LEAST_CONTEXT
+
+    def holds(tokens: int, requests: int) -> bool:
+        needed = kv.needed(model.architecture, nearest.replicas[0].split, found.cache, tokens, requests)
+        return all(need <= have for need, have in zip(needed, available, strict=True))
+
+    count = kv.largest(targets.concurrency, lambda requests: holds(most, requests))
+    if count and targets.concurrency > 1:
+        yield _suggest(
+            f"{count} requests of {most} tokens at once", {"concurrency": count}, model, nodes,
+            replace(request, targets=replace(targets, concurrency=count)),
+        )  # fmt: skip
+    length = kv.largest(most, lambda tokens: holds(tokens, targets.concurrency))
+    length = length // CONTEXT_STEP * CONTEXT_STEP
+    if length:
+        yield _suggest(
+            f"a context of {length} tokens", {"context": length}, model, nodes,
+            replace(request, targets=replace(targets, context=length)),
+        )  # fmt: skip
 
 
 def _other_splits(model: Model, nodes: Sequence[Node], request: Request) -> Iterator[Suggestion]:
@@ -166,10 +164,6 @@ def _options(model: Model, nodes: Sequence[Node], request: Request) -> list[Plan
         return options(model, nodes, request)
     except PlanError:
         return []
-
-
-def _within(needed: Sequence[int], available: Sequence[int]) -> bool:
-    return all(need <= have for need, have in zip(needed, available, strict=True))
 
 
 def _measures(plan: Plan, request: Request, guessed: Estimate | None) -> dict[str, float]:

@@ -221,7 +221,7 @@ def _plan(
 ) -> Plan:
     share = len(serving) // count
     size = _nodes_needed(split.gpus, serving[0].gpus, share)
-    flags = {**fitting.arguments_of(split), **model.arguments}
+    flags = {**fitting.arguments_of(split), **model.flags}
     found = None
     if gpu is not None:
         wanted = _wanted(model, request.targets)
@@ -274,10 +274,11 @@ def _splits(model: Model, gpus: int, share: int, request: Request) -> Iterator[S
     _nodes_needed(usual.gpus, gpus, share)
     yield usual
     pairs = {(usual.tensor, usual.pipeline)}
-    for tensor in [tp] if tp else limits.valid_tensor_parallel(model.architecture, usual.expert):
-        for pipeline in [pp] if pp else {share * gpus // tensor}:
-            if 0 < tensor * pipeline <= share * gpus and share * gpus % tensor == 0:
-                pairs.add((tensor, pipeline))
+    if tp is None:
+        # Across nodes too; pipelines inside a node, where TP could be, are for who asks.
+        for tensor in limits.valid_tensor_parallel(model.architecture, usual.expert):
+            if tensor > gpus and share * gpus % tensor == 0:
+                pairs.add((tensor, pp or share * gpus // tensor))
     for tensor, pipeline in sorted(pairs, key=lambda pair: (pair[0] > gpus, -pair[0])):
         for split in _variants(model, replace(usual, tensor=tensor, pipeline=pipeline)):
             if split != usual and _spreads(split.gpus, gpus, share):

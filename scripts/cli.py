@@ -1,6 +1,6 @@
 """`rackserve`: the same playbooks and the lab, for people. Owns no logic.
 
-Exit codes: 0 done, 1 failed, 2 bad input.
+Exit codes: 0 done, 1 failed, 2 bad input, 3 a plan that does not fit.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from scripts.chat import chat
 from scripts.demo import demo
 from scripts.deploy import deploy, unlock
 from scripts.lab import lab
-from scripts.status import logs, models, status
+from scripts.plan import models, plan
+from scripts.status import logs, status
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -21,10 +22,11 @@ def main() -> None:
 
     \b
     Edit inventories/cluster.py, then
-        rackserve deploy serve_llama        everything, from bare OS to an endpoint
-        rackserve chat "Hello"              ask it something
+        rackserve plan llama-3.1-70b-instruct   whether it fits, split how, how fast
+        rackserve deploy serve_llama            everything, from bare OS to an endpoint
+        rackserve chat "Hello"                  ask it something
     """
 
 
-for command in (deploy, unlock, status, logs, chat, models, lab, demo):
+for command in (plan, models, deploy, unlock, status, logs, chat, lab, demo):
     main.add_command(command)

@@ -16,23 +16,10 @@ from typing import Any
 
 import click
 
+from scripts.refusal import Failed, Refused
+
 #: Where inventories/ and deploys/ are; pyinfra's paths are relative to it.
 REPOSITORY = Path(__file__).parent.parent
-
-
-class Refused(click.ClickException):
-    """Bad input: one line on stderr, exit code 2."""
-
-    exit_code = 2
-
-    def show(self, file=None) -> None:
-        click.secho(f"rackserve: {self.message}", fg="red", err=True)
-
-
-class Failed(Refused):
-    """It was tried and did not work: one line on stderr, exit code 1."""
-
-    exit_code = 1
 
 
 def inventory_path(name: str) -> str:
@@ -173,3 +160,23 @@ def _require_hosts() -> None:
         raise Refused("the inventory has no hosts: fill the groups head and workers")
     if not ctx_state.get().activated_hosts:
         raise Refused("no host of the inventory was chosen: check --limit")
+
+
+def read_inventory(path: str) -> tuple[Any, Any]:
+    """An inventory's cluster and the settings its hosts share, without connecting to any."""
+    os.chdir(REPOSITORY)
+    from pyinfra.api import State
+    from pyinfra.context import ctx_state
+    from pyinfra_cli.exceptions import UnexpectedExternalError
+    from pyinfra_cli.inventory import make_inventory
+
+    from deploys.cluster import read
+    from deploys.settings import settings
+
+    try:
+        with ctx_state.use(State()):
+            inventory = make_inventory(path, cwd=str(REPOSITORY))
+    except UnexpectedExternalError as error:
+        raise _unexpected(error) from None
+    cluster = read(inventory)
+    return cluster, settings(cluster.control.name, cluster.control.data)

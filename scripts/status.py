@@ -1,4 +1,4 @@
-"""`rackserve status`, `logs` and `models`."""
+"""`rackserve status` and `logs`."""
 
 from __future__ import annotations
 
@@ -42,16 +42,6 @@ def logs(inventory: str, part: str | None, lines: int) -> None:
     for host, journal in look(inventory, "journals", _part=units, _lines=lines).items():
         for line in journal:
             click.echo(f"{host}  {line}")
-
-
-@click.command()
-def models() -> None:
-    """List the models of the catalogue."""
-    import models as catalogue
-
-    for name in catalogue.names():
-        model = catalogue.get(name)
-        click.echo(f"{name:28} {model.repository}{'  (gated)' if model.gated else ''}")
 
 
 def look(inventory: str, deploy: str, **data: Any) -> dict[str, Any]:

@@ -30,7 +30,6 @@ def arguments(
         "shutdown-timeout": SHUTDOWN_TIMEOUT,
         **_executor(replica, host_name),
         **({"chat-template": template} if template else {}),
-        **model.flags,
         **replica.arguments,
     }
 

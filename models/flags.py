@@ -1,0 +1,39 @@
+"""Why a plan says each of vLLM's flags: one line for a person, with its source."""
+
+from __future__ import annotations
+
+from .plan import Replica
+
+#: By vLLM's long name. Paths are relative to vllm/ (0.32 and 0.33).
+WHY = {
+    "tensor-parallel-size": "layers are cut over GPUs of a node, where links are fast",
+    "pipeline-parallel-size": "nodes hold layers one after another: little traffic between them, and "
+    "key-value heads need no copies",
+    "data-parallel-size": "attention runs whole on each rank, experts are shared",
+    "enable-expert-parallel": "experts stay whole, spread over the ranks, instead of cut",
+    "decode-context-parallel-size": "ranks share the KV cache instead of each keeping all of it",
+    "max-model-len": "what fits beside the weights, or what was asked for; vLLM does not start when it "
+    "is more (v1/core/kv_cache_utils.py:1025)",
+    "gpu-memory-utilization": "vLLM's share of a GPU; the rest is for CUDA and NCCL (config/cache.py:102)",
+    "max-num-seqs": "said, since vLLM's own depends on the GPU, which a Ray driver does not see "
+    "(engine/arg_utils.py:2920)",
+    "max-num-batched-tokens": "said for the same reason; a step's memory grows with it",
+    "distributed-executor-backend": "a replica over several nodes needs one, and vLLM chooses none "
+    "(config/parallel.py:1046)",
+    "enable-auto-tool-choice": "tool calls need it beside the parser",
+    "tool-call-parser": "the model's own form of tool calls",
+    "reasoning-parser": "the model's thinking comes apart from its answer",
+    "chat-template": "vLLM's wheel has none for this model's tool calls; Rackserve ships it",
+    "override-generation-config": "the model's own sampling defaults",
+    "allow-deprecated-quantization": "its format is on vLLM's deprecated list; it does not start without",
+    "kv-cache-dtype": "how large a cached number is",
+    "dtype": "how large a number is",
+    "compilation-config": "the lab's CPUs need none of torch.compile",
+}
+
+OWN = "asked for, or the model's own file"
+
+
+def reasons(replica: Replica) -> dict[str, tuple[object, str]]:
+    """{flag: (its value, why)} for a replica."""
+    return {name: (value, WHY.get(name, OWN)) for name, value in replica.arguments.items()}

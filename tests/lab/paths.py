@@ -12,6 +12,7 @@ MODELS = CACHE / "models"
 WHEELHOUSE = CACHE / "wheelhouse"
 PLUGINS = WHEELHOUSE / "plugins.lock"
 ENVIRONMENT = CACHE / "environment"
+GPU_VLLM = CACHE / "vllm-for-gpus"
 TOKENS = STATE / "hub-tokens"
 
 BRIDGE = "rackserve0"

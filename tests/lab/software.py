@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from zipfile import ZipFile
 
 from roles.runtime import LOCKS, PYTHON
 from roles.runtime.indexes import TORCH_CPU
 
-from .paths import ENVIRONMENT, MODELS, PLUGINS, WHEELHOUSE
+from .paths import ENVIRONMENT, GPU_VLLM, MODELS, PLUGINS, WHEELHOUSE
 from .shell import LabError, run
 
 HERE = Path(__file__).parent
@@ -26,6 +28,8 @@ REPOSITORIES = {
 }
 #: A copy behind a gate, for the tests of tokens.
 GATED = "rackserve-lab/tiny-llama-gated"
+#: vLLM for GPUs, and what it imports that the CPU build's environment has not.
+GPU_VLLM_NEEDS = ("vllm", "orjson")
 
 
 def prepare(say: Callable[[str], None]) -> None:
@@ -39,6 +43,37 @@ def prepare(say: Callable[[str], None]) -> None:
     if not all((MODELS / repository).exists() for repository in (*REPOSITORIES.values(), GATED)):
         say("making the lab's models (about a minute, once)")
         _make_models()
+
+
+def gpu_vllm() -> Path:
+    """vLLM as the lock for GPUs has it, for PYTHONPATH over the CPU build: its parser runs there.
+
+    Only what Python reads of it is unpacked, and of what it needs beside the CPU build's.
+    """
+    pinned = _pinned(LOCKS / "cuda.lock", GPU_VLLM_NEEDS)
+    folder = GPU_VLLM / hashlib.sha256(pinned.encode()).hexdigest()[:16]
+    if not folder.exists():
+        shutil.rmtree(GPU_VLLM, ignore_errors=True)
+        wheels = GPU_VLLM / "wheels"
+        wheels.mkdir(parents=True)
+        (GPU_VLLM / "lock").write_text(pinned)
+        run(ENVIRONMENT / "bin/python", "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes",
+            "--only-binary", ":all:", "--requirement", GPU_VLLM / "lock", "--dest", wheels)  # fmt: skip
+        for wheel in wheels.glob("*.whl"):
+            with ZipFile(wheel) as packed:
+                is_vllm = wheel.name.startswith("vllm-")
+                packed.extractall(
+                    GPU_VLLM / "new", [n for n in packed.namelist() if not (is_vllm and n.endswith(".so"))]
+                )
+        shutil.rmtree(wheels)
+        (GPU_VLLM / "new").rename(folder)
+    return folder
+
+
+def _pinned(lock: Path, names: Sequence[str]) -> str:
+    """Those packages of a lock file, with their hashes."""
+    entries = re.split(r"\n(?=\S)", lock.read_text())
+    return "\n".join(entry for entry in entries if entry.split("==")[0] in names) + "\n"
 
 
 def _stamp() -> Path:

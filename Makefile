@@ -34,8 +34,8 @@ clean-lab: .venv/ready
 	$(AS_ROOT) $(RACKSERVE) lab down
 	$(AS_ROOT) rm -rf /var/cache/rackserve-lab
 
-# Every benchmark, or one: `make bench-apply`, `make bench-serve`.
-BENCHMARKS := apply serve
+# Every benchmark, or one: `make bench-apply`, `make bench-serve`, `make bench-estimate`.
+BENCHMARKS := apply serve estimate
 bench: $(addprefix bench-,$(BENCHMARKS))
 
 bench-%: .venv/ready

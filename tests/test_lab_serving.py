@@ -1,10 +1,12 @@
 """The main job on real nodes, from bare OS; each test goes on where the one before ended."""
 
+import json
 from typing import Any
 
 import pytest
 import requests
 
+from scripts.report import CACHE
 from tests.lab.node import Node
 from tests.lab.shell import wait_until
 from tests.lab.testing import (
@@ -47,6 +49,7 @@ def test_tp3_over_three_nodes_through_ray(lab: list[Node]) -> None:
     outcome = pyinfra("serve", **TP3)
     assert outcome.code == 0, outcome.said
     assert greedy(lab[0]) == seen["reference"]
+    assert planned_kv(tp=3, pp=1) == logged_kv(lab[0])
     assert "Paris" in rackserve("chat", "-i", "lab", "What is the capital of France?").said
 
 
@@ -117,6 +120,7 @@ def test_pp2_over_two_nodes_through_ray(lab: list[Node]) -> None:
     outcome = pyinfra("serve", tensor_parallel=1, pipeline_parallel=2)
     assert outcome.code == 0, outcome.said
     assert greedy(lab[0]) == seen["reference"]
+    assert planned_kv(tp=1, pp=2) == logged_kv(lab[0])
     assert not lab[2].sudo("systemctl list-unit-files --no-legend rackserve-* || true").strip()
 
 
@@ -131,6 +135,7 @@ def test_one_node_alone(lab: list[Node]) -> None:
     outcome = pyinfra("serve", tensor_parallel=1, pipeline_parallel=1)
     assert outcome.code == 0, outcome.said
     assert greedy(lab[0]) == seen["reference"]
+    assert planned_kv(tp=1, pp=1) == logged_kv(lab[0])
     assert "TP 1 x PP 1" in rackserve("status", "-i", "lab").said
 
 
@@ -140,6 +145,19 @@ def test_teardown_leaves_the_nodes_as_they_were_before_serve(lab: list[Node]) ->
     for node, before in zip(lab, seen["before serve"], strict=True):
         assert belongings(node) ^ before == set()
     assert pyinfra("teardown").changed == NOTHING
+
+
+def planned_kv(tp: int, pp: int) -> int:
+    """The tokens of the KV cache in the plan that `serve` follows."""
+    planned = rackserve("plan", "-i", "lab", "--tp", str(tp), "--pp", str(pp), "--json")
+    assert planned.code == 0, planned.said
+    return json.loads(planned.said)["replicas"][0]["kv_cache_tokens"]
+
+
+def logged_kv(node: Node) -> int:
+    """The tokens of the KV cache that vLLM wrote into its log when it last started."""
+    log = node.sudo("journalctl -u rackserve-replica-0-vllm -o cat --no-pager")
+    return int(CACHE.findall(log)[-1][0].replace(",", ""))
 
 
 def _answers(node: Node) -> bool:

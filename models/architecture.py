@@ -29,8 +29,8 @@ class Experts:
     per_token: int
     intermediate_size: int
     shared_intermediate_size: int = 0  # of the experts that every token takes; 0: none
-    first_dense: int = 0  # layers before the first one with experts
-    every: int = 1  # of the layers after those, one in so many has experts
+    shared_gate: bool = False
+    dense_layers: tuple[int, ...] = ()  # those with an MLP instead
     correction_bias: bool = False
     bias: bool = False
 
@@ -100,8 +100,7 @@ class Architecture:
             )
 
     def has_experts(self, layer: int) -> bool:
-        own = self.experts
-        return own is not None and layer >= own.first_dense and (layer + 1) % own.every == 0
+        return self.experts is not None and layer not in self.experts.dense_layers
 
     @property
     def is_known(self) -> bool:
@@ -127,6 +126,10 @@ _COUNTED = (
 )  # fmt: skip
 
 
+#: No model is near these; beyond them listing its tensors would take for ever.
+MOST = {"num_hidden_layers": 10_000, "num_attention_heads": 100_000}
+
+
 def read(config: Config) -> Architecture:
     """The architecture in a config.json; ModelError names what is missing or of a wrong kind."""
     names = config.get("architectures")
@@ -136,8 +139,12 @@ def read(config: Config) -> Architecture:
     heads = _number(config, "num_attention_heads")
     hidden = _number(config, "hidden_size")
     layers = _number(config, "num_hidden_layers")
-    latent = _latent(config)
-    windowed = _windowed(config, layers)
+    windowed = _windowed(kind, config, layers)
+    # As vllm/model_executor/models has it: some fields are only Llama's; Qwen2 and GptOss have
+    # biases without saying so, and Qwen2 no head_dim of its own.
+    llama = kind in ("LlamaForCausalLM", "MistralForCausalLM")
+    bias = bool(config.get("attention_bias") or (llama and config.get("bias"))) or kind.startswith("GptOss")
+    head_dim = None if kind.startswith("Qwen2") else config.get("head_dim")
     return Architecture(
         kind=kind,
         num_hidden_layers=layers,
@@ -145,40 +152,52 @@ def read(config: Config) -> Architecture:
         intermediate_size=_number(config, "intermediate_size"),
         num_attention_heads=heads,
         num_key_value_heads=_number(config, "num_key_value_heads", heads),
-        head_dim=_number(config, "head_dim", hidden // heads if heads else 0),
+        head_dim=_whole("head_dim", (hidden // heads if heads else 0) if head_dim is None else head_dim),
         vocab_size=_number(config, "vocab_size"),
         max_position_embeddings=_number(config, "max_position_embeddings"),
         dtype=_dtype(config),
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-        # Qwen2 has biases without saying so (vllm/model_executor/models/qwen2.py).
-        qkv_bias=kind.startswith("Qwen2") or bool(config.get("attention_bias", False)),
-        o_bias=not kind.startswith("Qwen") and bool(config.get("attention_bias", False)),
-        mlp_bias=bool(config.get("mlp_bias", False)),
+        qkv_bias=kind.startswith("Qwen2") or bool(config.get("qkv_bias", bias) if llama else bias),
+        o_bias=not kind.startswith("Qwen") and bias,
+        mlp_bias=llama and bool(config.get("mlp_bias", False)),
         qk_norm=kind.startswith("Qwen3"),
         sinks=kind.startswith("GptOss"),
         window=_number(config, "sliding_window") if windowed else None,
         windowed_layers=windowed,
-        experts=_experts(kind, config),
-        latent=latent,
+        experts=_experts(kind, config, layers),
+        latent=_latent(config),
         quantization=_quantization(config.get("quantization_config")),
     )
 
 
-def _experts(kind: str, config: Config) -> Experts | None:
+def _experts(kind: str, config: Config, layers: int) -> Experts | None:
     count = config.get("n_routed_experts") or config.get("num_experts") or config.get("num_local_experts")
     if not count:
         return None
     own = _number(config, "moe_intermediate_size", _number(config, "intermediate_size"))
-    shared = _number(config, "n_shared_experts", 0)
+    gated = _number(config, "shared_expert_intermediate_size", 0)
     return Experts(
         count=_whole("the number of experts", count),
         per_token=_number(config, "num_experts_per_tok"),
         intermediate_size=own,
-        shared_intermediate_size=shared * own,
-        first_dense=_number(config, "first_k_dense_replace", 0),
-        every=_number(config, "decoder_sparse_step", _number(config, "moe_layer_freq", 1)),
+        shared_intermediate_size=gated or _number(config, "n_shared_experts", 0) * own,
+        shared_gate=gated > 0,
+        dense_layers=_dense(config, layers),
         correction_bias=config.get("topk_method") == "noaux_tc",
         bias=kind.startswith("GptOss"),
+    )
+
+
+def _dense(config: Config, layers: int) -> tuple[int, ...]:
+    """Layers without experts (models/deepseek_v2.py:1293, models/qwen3_moe.py:389)."""
+    first, frequency = _number(config, "first_k_dense_replace", 0), _number(config, "moe_layer_freq", 1)
+    step, named = _number(config, "decoder_sparse_step", 1), _list(config, "mlp_only_layers")
+    if not frequency or not step:
+        raise ModelError("moe_layer_freq and decoder_sparse_step must be at least 1")
+    return tuple(
+        layer
+        for layer in range(layers)
+        if layer < first or layer % frequency or (layer + 1) % step or layer in named
     )
 
 
@@ -194,16 +213,20 @@ def _latent(config: Config) -> Latent | None:
     )
 
 
-def _windowed(config: Config, layers: int) -> tuple[int, ...]:
+def _windowed(kind: str, config: Config, layers: int) -> tuple[int, ...]:
     """The layers with a sliding window; a window that config.json switches off is none."""
-    if not config.get("sliding_window") or config.get("use_sliding_window") is False:
+    if not config.get("sliding_window"):
         return ()
-    kinds = config.get("layer_types")
-    if kinds is None:
-        return tuple(range(layers))
-    if len(kinds) != layers:
-        raise ModelError(f"layer_types has {len(kinds)} entries for {layers} layers")
-    return tuple(index for index, kind in enumerate(kinds) if kind == "sliding_attention")
+    if kind.startswith("GptOss"):  # models/gpt_oss.py:176
+        return tuple(range(0, layers, 2))
+    kinds = _list(config, "layer_types")
+    if kinds:
+        if len(kinds) != layers:
+            raise ModelError(f"layer_types has {len(kinds)} entries for {layers} layers")
+        return tuple(index for index, kind in enumerate(kinds) if kind == "sliding_attention")
+    # transformers' Qwen classes have none unless told, Mistral has it in every layer.
+    used = config.get("use_sliding_window", not kind.startswith("Qwen"))
+    return tuple(range(layers)) if used else ()
 
 
 def _quantization(given: Config | None) -> Quantization:
@@ -256,9 +279,18 @@ def _number(config: Config, name: str, default: int | None = None) -> int:
     return _whole(name, value)
 
 
+def _list(config: Config, name: str) -> Sequence[Any]:
+    value = config.get(name) or ()
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise ModelError(f"{name} is {value!r}: must be a list")
+    return value
+
+
 def _whole(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ModelError(f"{name} is {value!r}: must be a whole number")
     if value < 0:
         raise ModelError(f"{name} is {value}: must not be negative")
+    if value > MOST.get(name, 10**9):
+        raise ModelError(f"{name} is {value}: must be at most {MOST.get(name, 10**9)}")
     return value

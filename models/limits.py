@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from .architecture import Architecture
 from .errors import PlanError
-from .weights import FP8_BLOCK, Split, padded
+from .weights import FP8_BLOCK, Split, padded, stages
 
 
 def check(name: str, model: Architecture, split: Split) -> None:
@@ -47,7 +47,7 @@ def _tensor_problem(model: Architecture, split: Split) -> str | None:
         if width % ranks:
             return f"does not divide the {what}'s {width} columns over {ranks} ranks"
         # quantization/utils/fp8_utils.py:1318: a rank's part is whole blocks.
-        if model.quantization.format == "fp8_block" and width // ranks % FP8_BLOCK:
+        if model.quantization.format == "fp8_block" and ranks > 1 and width // ranks % FP8_BLOCK:
             part = f"{width // ranks} of the {what}'s {width} columns"
             return f"leaves {part} to a rank, which is not whole FP8 blocks of {FP8_BLOCK}"
     return None
@@ -57,6 +57,16 @@ def _widths(model: Architecture, split: Split) -> list[tuple[str, int, int]]:
     """(what, its columns, over how many ranks they are cut)."""
     tp, experts = split.tensor, model.experts
     widths = []
+    if model.latent and model.quantization.format == "fp8_block":
+        own = model.latent
+        widths.append(
+            ("queries", model.num_attention_heads * (own.qk_nope_head_dim + own.qk_rope_head_dim), tp)
+        )
+        widths.append(
+            ("keys and values", model.num_attention_heads * (own.qk_nope_head_dim + own.v_head_dim), tp)
+        )
+    values = model.latent.v_head_dim if model.latent else model.head_dim
+    widths.append(("attention output", model.num_attention_heads * values, tp))
     if experts is None or any(not model.has_experts(layer) for layer in range(model.num_hidden_layers)):
         widths.append(("MLP", model.intermediate_size, tp))
     if experts and not split.expert:
@@ -72,6 +82,10 @@ def _pipeline_problem(model: Architecture, split: Split) -> str | None:
             f"PP {split.pipeline} is more than its {model.num_hidden_layers} layers; "
             f"PP can be 1 to {model.num_hidden_layers} (set pipeline_parallel)"
         )
+    if model.kind == "GptOssForCausalLM" and model.intermediate_size % split.gpus:  # models/gpt_oss.py:390
+        return (
+            f"{split.gpus} ranks do not divide its {model.intermediate_size} columns, which this class asks"
+        )
     return None
 
 
@@ -80,6 +94,14 @@ def _expert_problem(model: Architecture, split: Split) -> str | None:
         return "it has no experts to spread: leave enable-expert-parallel out"
     if model.experts and split.expert and split.expert_ranks > model.experts.count:
         return f"{model.experts.count} experts do not spread over {split.expert_ranks} ranks"
+    if model.kind == "Qwen3MoeForCausalLM" and model.experts:  # models/qwen3_moe.py:607
+        if split.tensor > model.experts.count:
+            return f"TP {split.tensor} is more than its {model.experts.count} experts"
+        first = 0
+        for count in stages(model.num_hidden_layers, split.pipeline):
+            if not any(model.has_experts(layer) for layer in range(first, first + count)):
+                return f"PP {split.pipeline} leaves a stage without experts (set pipeline_parallel)"
+            first += count
     if split.data > 1 and model.experts is None:  # engine/arg_utils.py:2415
         return "data parallelism inside a replica is for models with experts: use replicas"
     return None

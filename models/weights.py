@@ -230,9 +230,11 @@ class _Rows:
             # With experts over several DP ranks the shared ones are whole on each
             # (config/parallel.py:764, use_sequence_parallel_moe).
             split = self.split
-            whole = split.expert and split.tensor > 1 and split.data > 1
+            whole = split.expert and split.tensor > 1 and split.data > 1 and not own.shared_gate
             yield from self._mlp(f"{name}.shared_experts", "shared experts", own.shared_intermediate_size,
                                  bias=False, tp=1 if whole else None)  # fmt: skip
+            if own.shared_gate:
+                yield Tensor("router", f"{name}.shared_expert_gate.weight", (1, hidden), self.dtype)
 
     def _share(self, own: Experts) -> tuple[int, int]:
         """Experts of this rank and their width (fused_moe/expert_map_manager.py:22)."""

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from math import ceil
 
 from .architecture import BYTES, Architecture
+from .errors import ModelError
 from .weights import Split, stages
 
 #: Bytes of a cached number by --kv-cache-dtype; "auto" is the model's own.
-CACHE_BYTES = {"fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
+CACHE_BYTES = {"fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1, "float16": 2, "bfloat16": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,4 +137,8 @@ def _window_blocks(window: int, length: int, cache: Cache) -> int:
 
 def number_bytes(dtype: str, kv_cache_dtype: str) -> int:
     """Bytes of a cached number for vLLM's --dtype and --kv-cache-dtype."""
-    return CACHE_BYTES.get(kv_cache_dtype, BYTES[dtype])
+    if kv_cache_dtype == "auto":
+        return BYTES[dtype]
+    if kv_cache_dtype not in CACHE_BYTES:
+        raise ModelError(f"kv-cache-dtype is {kv_cache_dtype!r}: must be auto, {', '.join(CACHE_BYTES)}")
+    return CACHE_BYTES[kv_cache_dtype]

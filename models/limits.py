@@ -84,7 +84,8 @@ def _pipeline_problem(model: Architecture, split: Split) -> str | None:
         )
     if model.kind == "GptOssForCausalLM" and model.intermediate_size % split.gpus:  # models/gpt_oss.py:390
         return (
-            f"{split.gpus} ranks do not divide its {model.intermediate_size} columns, which this class asks"
+            f"{split.gpus} ranks do not divide its {model.intermediate_size} columns, which this class asks "
+            "(set pipeline_parallel)"
         )
     return None
 

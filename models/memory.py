@@ -90,8 +90,10 @@ def serving(
     cpu = gpu.vendor == "cpu"
     block = CPU_LATENT_BLOCK_SIZE if model.latent else CPU_BLOCK_SIZE
     space = environment.get("VLLM_CPU_KVCACHE_SPACE") if cpu else None
+    if space and not space.isdecimal():
+        raise ModelError(f"VLLM_CPU_KVCACHE_SPACE is {space!r}: must be a whole number of GiB")
     memory = int(space) * GiB if space else arguments.get("kv-cache-memory-bytes")
-    if memory is not None and not isinstance(memory, int):
+    if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int) or memory < 0):
         raise ModelError(f"kv-cache-memory-bytes is {memory!r}: must be a whole number of bytes")
     return Serving(
         dtype=served_dtype(model, str(arguments.get("dtype", "auto"))),

@@ -65,6 +65,8 @@ class Model:
     @cached_property
     def architecture(self) -> Architecture:
         overrides = self.arguments.get("hf-overrides") or {}
+        if not isinstance(overrides, Mapping):
+            raise ModelError(f"{self.name}: hf-overrides is {overrides!r}: must be an object")
         try:
             return read({**self.config, **overrides})
         except ModelError as error:

@@ -129,6 +129,13 @@ class Plan:
         return tuple(replica for replica in self.replicas if host in replica.hosts)
 
 
+#: Beyond these a number is a mistake.
+MOST = {"port": 65535, "concurrency": 1_000_000}
+
+#: What a split says, and vLLM's arguments must not.
+SIZES = {"tensor-parallel-size": "tensor_parallel", "pipeline-parallel-size": "pipeline_parallel"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What the user says of a plan; what is None is left to the planner."""
@@ -150,6 +157,8 @@ class Request:
         for what, value in sizes.items():
             if value is not None and value < 1:
                 raise PlanError(f"{what} is {value}: must be at least 1")
+            if value is not None and value > MOST.get(what, value):
+                raise PlanError(f"{what} is {value}: must be at most {MOST[what]}")
 
 
 def plan(model: Model, nodes: Sequence[Node], **said: Any) -> Plan:
@@ -175,6 +184,9 @@ def choose(found: Sequence[Plan], request: Request) -> Plan:
 
 def options(model: Model, nodes: Sequence[Node], request: Request) -> list[Plan]:
     """Every plan that the request leaves open, the usual one first; PlanError when there is none."""
+    for flag, setting in SIZES.items():
+        if flag in model.arguments:
+            raise PlanError(f"{flag} is the plan's: leave it out of vLLM's arguments and set {setting}")
     serving = [node for node in nodes if node.gpus > 0]
     if not serving:
         raise PlanError("no node of the inventory has a GPU (set gpus)")
@@ -209,9 +221,7 @@ def _options(model: Model, serving: Sequence[Node], count: int, request: Request
         raise PlanError(f"{count} replicas need as many nodes with GPUs; there are {len(serving)}")
     share = len(serving) // count
     gpus, gpu = _alike(serving)
-    splits = list(_splits(model, gpus, share, request))
-    limits.check(model.name, model.architecture, splits[0])
-    for split in splits:
+    for split in _splits(model, gpus, share, request):
         if limits.problem(model.architecture, split) is None:
             yield _plan(model, serving, count, split, gpu, request)
 
@@ -271,6 +281,7 @@ def _splits(model: Model, gpus: int, share: int, request: Request) -> Iterator[S
     """The usual split first, then the others over as many GPUs."""
     tp, pp = request.tensor_parallel, request.pipeline_parallel
     usual = _usual(model, gpus, share, tp, pp)
+    limits.check(model.name, model.architecture, usual)
     _nodes_needed(usual.gpus, gpus, share)
     yield usual
     pairs = {(usual.tensor, usual.pipeline)}

@@ -6,6 +6,7 @@ Only config.json and the safetensors index are read.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +28,7 @@ def find(what: str, revision: str | None = None) -> Model:
     """A model of the catalogue by name, of a local folder, or of the hub by ORG/NAME."""
     if what in names():
         return get(what)
-    if Path(what).is_dir():
+    if os.path.isdir(what):  # not Path.is_dir, which raises on a name that is too long
         return from_folder(Path(what))
     if re.fullmatch(r"[\w.-]+/[\w.-]+", what):
         return from_hub(what, revision)
@@ -51,13 +52,19 @@ def from_hub(repository: str, revision: str | None = None) -> Model:
         EntryNotFoundError,
         GatedRepoError,
         HfHubHTTPError,
+        LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
+    from huggingface_hub.utils import logging
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call] # its retries, several lines each
 
     def fetch(name: str) -> Path | None:
         try:
             return Path(hf_hub_download(repository, name, revision=revision))
+        except LocalEntryNotFoundError:  # the hub was not reached
+            raise
         except EntryNotFoundError:
             return None
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from models.errors import BadInput
 from models.fit import Targets
@@ -53,7 +54,7 @@ class Asked:
 @click.option("--explain", is_flag=True, help="The arithmetic, with its sources.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.svg|png",
               help="A chart of the memory of a GPU of each stage.")  # fmt: skip
-@click.option("--against-log", "log", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+@click.option("--against-log", "log", type=click.Path(path_type=Path),
               help="Compare with what a running vLLM wrote into this log.")  # fmt: skip
 def plan(what: str | None, as_json: bool, explain: bool, plot: Path | None,
          log: Path | None, **said: Any) -> None:  # fmt: skip
@@ -69,11 +70,13 @@ def plan(what: str | None, as_json: bool, explain: bool, plot: Path | None,
     Without --context a fit means 8192 tokens for one request, and the context is the
     largest that fits. Exit codes: 0 it fits, 3 it does not, 2 bad input.
     """
+    if plot is not None and plot.suffix not in (".svg", ".png"):
+        raise Refused(f"--plot {plot}: must end in .svg or .png")
     try:
         asked = _asked(what, said)
         found = report.Found.of(asked.model, asked.nodes, asked.request)
         if log is not None and found.plan is not None:
-            click.echo(report.against(found.plan, log.read_text(errors="replace")))
+            click.echo(report.against(found.plan, _read(log)))
             return
     except BadInput as error:
         raise Refused(str(error)) from None
@@ -103,11 +106,12 @@ def models(as_json: bool) -> None:
 
 def _asked(what: str | None, said: Mapping[str, Any]) -> Asked:
     gpus, nodes = said["gpus"], said["nodes"]
-    if gpus and said["inventory"]:
+    source = click.get_current_context().get_parameter_source("inventory")
+    if gpus is not None and source is ParameterSource.COMMANDLINE:
         raise Refused("give either --gpus or an inventory")
-    if nodes is not None and not gpus:
+    if nodes is not None and gpus is None:
         raise Refused("--nodes says how --gpus are spread: give both")
-    if gpus:
+    if gpus is not None:
         if what is None:
             raise Refused("which model? `rackserve models` lists them")
         return Asked(_model(what, said), _nodes(gpus, nodes), _request(Request(), said))
@@ -185,15 +189,24 @@ def _arguments(given: Sequence[str]) -> dict[str, Any]:
         if not equals or not name:
             raise Refused(f"--vllm-arg {one}: write NAME=VALUE, with vLLM's long name")
         try:
-            arguments[name.removeprefix("--")] = json.loads(value)
+            arguments[_flag(name)] = json.loads(value)
         except ValueError:
-            arguments[name.removeprefix("--")] = value
+            arguments[_flag(name)] = value
     return arguments
 
 
+def _flag(name: str) -> str:
+    return name.removeprefix("--").replace("_", "-")
+
+
+def _read(log: Path) -> str:
+    try:
+        return log.read_text(errors="replace")
+    except OSError as error:
+        raise Refused(f"--against-log {log}: {error.strerror}") from None
+
+
 def _plot(found: report.Found, path: Path) -> None:
-    if path.suffix not in (".svg", ".png"):
-        raise Refused(f"--plot {path}: must end in .svg or .png")
     try:
         report.plot(found, path)
     except OSError as error:

@@ -28,10 +28,10 @@ PARTS = [
 #: v1/worker/gpu_model_runner.py ("Model loading took").
 CACHE = re.compile(
     r"(?:GPU|CPU) KV cache size: ([\d,]+) tokens, "
-    r"Maximum concurrency for ([\d,]+) tokens per request: ([\d.]+)x"
+    r"Maximum concurrency for ([\d,]+) tokens per request: (\d+\.?\d*)x"
 )
-LOADED = re.compile(r"Model loading took ([\d.]+) GiB")
-AVAILABLE = re.compile(r"Available KV cache memory: ([\d.]+) GiB")
+LOADED = re.compile(r"Model loading took (\d+\.?\d*) GiB")
+AVAILABLE = re.compile(r"Available KV cache memory: (-?\d+\.?\d*) GiB")
 
 
 @dataclass(frozen=True)

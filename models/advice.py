@@ -128,14 +128,19 @@ def _other_models(smaller: Sequence[Model], nodes: Sequence[Node], request: Requ
 
 
 def _more_nodes(model: Model, nodes: Sequence[Node], request: Request) -> Iterator[Suggestion]:
+    """On more nodes a replica has more stages, so a PP that the user set becomes another one."""
     free = replace(request, pipeline_parallel=None)
     serving = [node for node in nodes if node.gpus]
     for count in range(len(serving) + 1, MOST_NODES + 1):
         more = [*serving, *(replace(serving[-1], name=f"new-{n}", address=f"0.0.0.{n}")
                             for n in range(1, count - len(serving) + 1))]  # fmt: skip
         if fits(model, more, free):
-            kind = f" of {serving[0].gpus} {serving[0].gpu}"
-            yield _suggest(f"{count} nodes{kind}", {"nodes": count}, model, more, free)
+            text, change = f"{count} nodes of {serving[0].gpus} {serving[0].gpu}", {"nodes": count}
+            if request.pipeline_parallel is not None:
+                stages = choose(options(model, more, free), free).replicas[0].pipeline_parallel
+                text, change = f"{text}, PP {stages}", {**change, "pipeline_parallel": stages}
+                free = replace(request, pipeline_parallel=stages)
+            yield _suggest(text, dict(change), model, more, free)
             return
 
 

@@ -166,7 +166,7 @@ def read(config: Config) -> Architecture:
         windowed_layers=windowed,
         experts=_experts(kind, config, layers),
         latent=_latent(config),
-        quantization=_quantization(config.get("quantization_config")),
+        quantization=_quantization(_object(config, "quantization_config")),
     )
 
 
@@ -229,23 +229,28 @@ def _windowed(kind: str, config: Config, layers: int) -> tuple[int, ...]:
     return tuple(range(layers)) if used else ()
 
 
-def _quantization(given: Config | None) -> Quantization:
+def _quantization(given: Config) -> Quantization:
     if not given:
         return Quantization()
     method = str(given.get("quant_method", ""))
-    ignored = tuple(given.get("modules_to_not_convert") or given.get("ignore") or ())
+    ignored = tuple(map(str, _list(given, "modules_to_not_convert") or _list(given, "ignore")))
+    for rule in ignored:
+        try:
+            re.compile(rule[3:] if rule.startswith("re:") else "")
+        except re.error as error:
+            raise ModelError(f"quantization_config: {rule!r} is no pattern: {error}") from None
     how: Format | None = None
     if method == "fp8":
         how = "fp8_block" if given.get("weight_block_size") else "fp8_tensor"
-        if how == "fp8_block" and list(given["weight_block_size"]) != [128, 128]:
+        if how == "fp8_block" and list(_list(given, "weight_block_size")) != [128, 128]:
             raise ModelError(f"fp8 blocks of {given['weight_block_size']}: only [128, 128] is known")
     elif method == "fbgemm_fp8":
         how = "fp8_channel"
     elif method == "mxfp4":
         how = "mxfp4"
     elif method == "compressed-tensors":
-        groups = given.get("config_groups") or {}
-        weights = [group.get("weights") or {} for group in groups.values()]
+        groups = _object(given, "config_groups")
+        weights = [_object(_object(groups, name), "weights") for name in groups]
         if weights and all(w.get("num_bits") == 8 and w.get("type") == "float" for w in weights):
             strategies = {w.get("strategy") for w in weights}
             how = "fp8_channel" if strategies == {"channel"} else "fp8_tensor"
@@ -277,6 +282,13 @@ def _number(config: Config, name: str, default: int | None = None) -> int:
             raise ModelError(f"config.json has no {name}")
         return default
     return _whole(name, value)
+
+
+def _object(config: Config, name: str) -> Config:
+    value = config.get(name) or {}
+    if not isinstance(value, Mapping):
+        raise ModelError(f"{name} is {value!r}: must be an object")
+    return value
 
 
 def _list(config: Config, name: str) -> Sequence[Any]:

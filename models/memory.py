@@ -56,13 +56,14 @@ class Serving:
     block_size: int = BLOCK_SIZE
     eager: bool = False
     kv_cache_memory: int | None = None  # bytes, when it is said instead of found
+    asynchronous: bool = True  # scheduling; off on CPUs (platforms/cpu.py:330)
 
     def cache(self, split: Split) -> kv.Cache:
         return kv.Cache(
             block_size=self.block_size,
             number=kv.number_bytes(self.dtype, self.kv_cache_dtype),
             batched=self.batched,
-            batches=split.pipeline + (1 if self.kv_cache_memory is None else 0),
+            batches=split.pipeline + self.asynchronous,
         )
 
 
@@ -104,6 +105,7 @@ def serving(
         block_size=_count("block-size", arguments, block if cpu else BLOCK_SIZE),
         eager=bool(arguments.get("enforce-eager", False)),
         kv_cache_memory=memory,
+        asynchronous=not cpu,
     )
 
 
@@ -137,7 +139,9 @@ def _stage(model: Architecture, split: Split, gpu: Gpu, how: Serving, stage: int
     communication = 0 if cpu else CONTEXT + (NCCL if split.gpus > 1 else 0)
     available = requested - weights.total() - activations - graphs
     if how.kv_cache_memory is not None:
-        available = how.kv_cache_memory
+        room = gpu.memory - communication - weights.total() - activations - graphs
+        said = how.kv_cache_memory  # vLLM takes it unasked, and runs out of memory where it is too much
+        available = said if cpu or said <= room else room - said
     elif gpu.memory - requested < communication:  # vLLM asks that its share be free
         available -= communication - (gpu.memory - requested)
     return Stage(gpu.memory, requested, dict(weights), activations, graphs, communication, available)

@@ -103,12 +103,13 @@ def _compare(model: Model, index: Mapping[str, Any]) -> None:
     if not isinstance(tensors_of, Mapping):
         raise ModelError(f"{model.name}: {INDEX} has no weight_map")
     layers = {int(found[1]) for name in tensors_of if (found := re.match(r"model\.layers\.(\d+)\.", name))}
-    ahead = model.config.get("num_nextn_predict_layers", 0)  # of speculative decoding; not loaded
+    ahead = model.numbers.get("num_nextn_predict_layers", 0)  # of speculative decoding; not loaded
     told = model.architecture.num_hidden_layers
     if layers and len(layers) not in (told, told + ahead):
         raise ModelError(f"{model.name}: {INDEX} has {len(layers)} layers and {CONFIG} {told}")
-    size = (index.get("metadata") or {}).get("total_size")
-    if size is None or ahead or model.architecture.quantization.format != "plain":
+    metadata = index.get("metadata")
+    size = metadata.get("total_size") if isinstance(metadata, Mapping) else None
+    if not isinstance(size, (int, float)) or ahead or model.architecture.quantization.format != "plain":
         return  # scales and what is not loaded differ from one upload to another
     shapes = sum(tensor.bytes for tensor in tensors(model.architecture, Split()))
     padding = 2 * 64 * model.architecture.hidden_size * 4
@@ -121,7 +122,7 @@ def _compare(model: Model, index: Mapping[str, Any]) -> None:
 def _json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read: {error}") from None
     if not isinstance(value, dict):
         raise ModelError(f"{path} is not a JSON object")

@@ -63,7 +63,6 @@ COMMANDS = {
     ("status",): ["--inventory", "--json"],
     ("logs",): ["--inventory", "--part", "--lines"],
     ("chat",): ["--inventory", "--max-tokens", "--temperature", "QUESTION"],
-    ("models",): ["List the models"],
     ("lab",): [
         "up",
         "down",
@@ -81,6 +80,8 @@ COMMANDS = {
     ("lab", "fill-disk"): ["--leave", "NODE"],
     ("lab", "slow"): ["MBIT"],
     ("demo",): ["--nodes", "QUESTION"],
+    ("models",): ["List the models", "--json"],
+    ("plan",): ["--gpus", "--nodes", "--context", "--concurrency", "--optimize", "--json", "--explain"],
 }
 
 

@@ -190,7 +190,9 @@ def options(model: Model, nodes: Sequence[Node], request: Request) -> list[Plan]
     serving = [node for node in nodes if node.gpus > 0]
     if not serving:
         raise PlanError("no node of the inventory has a GPU (set gpus)")
-    counts = [request.replicas] if request.replicas else range(1, len(serving) + 1)
+    # Of the counts that give each replica as many nodes, the largest.
+    shares = {len(serving) // count for count in range(1, len(serving) + 1)}
+    counts = [request.replicas] if request.replicas else sorted(len(serving) // share for share in shares)
     found: list[Plan] = []
     refusal: PlanError | None = None
     for count in counts:

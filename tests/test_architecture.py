@@ -1,0 +1,155 @@
+"""What a config.json says, read as vLLM's model classes read it."""
+
+import pytest
+
+import models
+from models.architecture import MOST, read
+from models.errors import ModelError
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 6, "hidden_size": 256,
+    "intermediate_size": 512, "num_attention_heads": 8, "num_key_value_heads": 2,
+    "vocab_size": 1000, "max_position_embeddings": 4096,
+}  # fmt: skip
+MOE = {**LLAMA, "architectures": ["Qwen3MoeForCausalLM"], "num_experts": 8, "num_experts_per_tok": 2,
+       "moe_intermediate_size": 128}  # fmt: skip
+DEEPSEEK = {**LLAMA, "architectures": ["DeepseekV3ForCausalLM"], "n_routed_experts": 8,
+            "num_experts_per_tok": 2, "moe_intermediate_size": 128, "kv_lora_rank": 512,
+            "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}  # fmt: skip
+GPT_OSS = {**LLAMA, "architectures": ["GptOssForCausalLM"], "num_local_experts": 4,
+           "num_experts_per_tok": 2, "sliding_window": 128}  # fmt: skip
+
+
+def of(kind, **fields):
+    return read({**LLAMA, "architectures": [kind], **fields})
+
+
+def test_what_llama_leaves_out_is_filled_in_as_its_class_does():
+    own = read({key: value for key, value in LLAMA.items() if key != "num_key_value_heads"})
+    assert (own.num_key_value_heads, own.head_dim, own.dtype) == (8, 32, "bfloat16")
+    assert not own.tie_word_embeddings and own.experts is None and own.latent is None
+    assert own.quantization.format == "plain" and own.windowed_layers == ()
+
+
+@pytest.mark.parametrize("field", ["dtype", "torch_dtype"])
+def test_the_dtype_has_two_names(field):
+    assert read({**LLAMA, field: "float16"}).dtype == "float16"
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "qkv", "output", "mlp"),
+    [
+        ("LlamaForCausalLM", {}, False, False, False),
+        ("LlamaForCausalLM", {"attention_bias": True, "mlp_bias": True}, True, True, True),
+        ("LlamaForCausalLM", {"bias": True}, True, True, False),
+        ("LlamaForCausalLM", {"attention_bias": True, "qkv_bias": False}, False, True, False),
+        ("Qwen2ForCausalLM", {"mlp_bias": True}, True, False, False),
+        ("Qwen3ForCausalLM", {"attention_bias": True}, True, False, False),
+        ("GptOssForCausalLM", {}, True, True, False),
+    ],
+)
+def test_biases_are_those_of_the_class(kind, fields, qkv, output, mlp):
+    own = of(kind, **fields)
+    assert (own.qkv_bias, own.o_bias, own.mlp_bias) == (qkv, output, mlp)
+
+
+def test_qwen2_has_no_head_size_of_its_own():
+    assert of("Qwen3ForCausalLM", head_dim=128).head_dim == 128
+    assert of("Qwen2ForCausalLM", head_dim=128).head_dim == 32
+
+
+@pytest.mark.parametrize(
+    ("config", "layers"),
+    [
+        (LLAMA, []),
+        (MOE, [0, 1, 2, 3, 4, 5]),
+        ({**MOE, "decoder_sparse_step": 2}, [1, 3, 5]),
+        ({**MOE, "mlp_only_layers": [0, 5]}, [1, 2, 3, 4]),
+        ({**DEEPSEEK, "first_k_dense_replace": 3}, [3, 4, 5]),
+        ({**DEEPSEEK, "moe_layer_freq": 2}, [0, 2, 4]),
+    ],
+)
+def test_experts_are_in_the_layers_that_the_class_gives_them(config, layers):
+    own = read(config)
+    assert [layer for layer in range(6) if own.has_experts(layer)] == layers
+
+
+def test_shared_experts_are_counted_or_have_a_width():
+    assert read({**DEEPSEEK, "n_shared_experts": 2}).experts.shared_intermediate_size == 256
+    gated = read({**MOE, "shared_expert_intermediate_size": 64}).experts
+    assert gated.shared_intermediate_size == 64 and gated.shared_gate
+
+
+@pytest.mark.parametrize(
+    ("config", "layers"),
+    [
+        ({**LLAMA, "architectures": ["MistralForCausalLM"], "sliding_window": 4096}, (0, 1, 2, 3, 4, 5)),
+        ({**LLAMA, "architectures": ["MistralForCausalLM"], "sliding_window": None}, ()),
+        ({**LLAMA, "architectures": ["Qwen2ForCausalLM"], "sliding_window": 4096}, ()),
+        ({**MOE, "sliding_window": 64, "use_sliding_window": False}, ()),
+        (GPT_OSS, (0, 2, 4)),
+        (
+            {**LLAMA, "sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"] * 3},
+            (1, 3, 5),
+        ),
+    ],
+)
+def test_a_sliding_window_is_in_the_layers_that_use_it(config, layers):
+    own = read(config)
+    assert own.windowed_layers == layers
+    assert own.window == (config["sliding_window"] if layers else None)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "expected"),
+    [
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8_block"),
+        ({"quant_method": "fp8"}, "fp8_tensor"),
+        ({"quant_method": "fbgemm_fp8"}, "fp8_channel"),
+        ({"quant_method": "mxfp4"}, "mxfp4"),
+        (models.get("llama-3.1-405b-instruct-fp8-redhat").config["quantization_config"], "fp8_tensor"),
+    ],
+)
+def test_quantizations_are_told_apart(quantization, expected):
+    assert read({**LLAMA, "quantization_config": quantization}).quantization.format == expected
+
+
+def test_a_module_that_is_not_converted_stays_as_it_is():
+    rules = ["lm_head", r"re:model\.layers\.\d+\.self_attn\..*"]
+    own = read({**LLAMA, "quantization_config": {"quant_method": "fp8", "modules_to_not_convert": rules}})
+    assert own.quantization.of("lm_head") == "plain"
+    assert own.quantization.of("model.layers.3.self_attn.o_proj") == "plain"
+    assert own.quantization.of("model.layers.3.mlp.down_proj") == "fp8_tensor"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"architectures": "LlamaForCausalLM"}, "no architectures"),
+        ({"architectures": []}, "no architectures"),
+        ({"dtype": "int3"}, "dtype is 'int3'"),
+        ({"dtype": {"a": 1}}, "dtype is "),
+        ({"num_hidden_layers": 10**9}, f"must be at most {MOST['num_hidden_layers']}"),
+        ({"vocab_size": 10**30}, "vocab_size is .* must be at most"),
+        ({"sliding_window": 8, "layer_types": ["full_attention"]}, "layer_types has 1 entries for 6 layers"),
+        ({"sliding_window": 8, "layer_types": 6}, "layer_types is 6: must be a list"),
+        ({"sliding_window": "x"}, "sliding_window is 'x'"),
+        ({"num_experts": "8"}, "the number of experts is '8'"),
+        ({"num_experts": 8}, "no num_experts_per_tok"),
+        ({"num_experts": 8, "num_experts_per_tok": 2, "decoder_sparse_step": 0}, "must be at least 1"),
+        ({"num_experts": 8, "num_experts_per_tok": 2, "mlp_only_layers": "0"}, "must be a list"),
+        ({"kv_lora_rank": 512}, "no qk_nope_head_dim"),
+        ({"quantization_config": "fp8"}, "quantization_config is 'fp8': must be an object"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantization 'gptq' is not known"),
+        ({"quantization_config": {"quant_method": "fp8", "weight_block_size": [64, 64]}}, "only .128, 128."),
+        ({"quantization_config": {"quant_method": "fp8", "weight_block_size": 128}}, "must be a list"),
+        ({"quantization_config": {"quant_method": "fp8", "ignore": "lm_head"}}, "must be a list"),
+        ({"quantization_config": {"quant_method": "fp8", "ignore": ["re:("]}}, "is no pattern"),
+        ({"quantization_config": {"quant_method": "compressed-tensors", "config_groups": [1]}}, "an object"),
+        ({"quantization_config": {"quant_method": "compressed-tensors"}}, "is not known"),
+    ],
+)
+def test_a_config_that_contradicts_itself_is_refused_in_one_line(fields, message):
+    with pytest.raises(ModelError, match=message) as refusal:
+        read({**LLAMA, **fields})
+    assert "\n" not in str(refusal.value)

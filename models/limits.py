@@ -45,10 +45,10 @@ def _tensor_problem(model: Architecture, split: Split) -> str | None:
         return f"does not divide the vocabulary, padded to {padded(model.vocab_size)}"
     for what, width, ranks in _widths(model, split):
         if width % ranks:
-            return f"does not divide the {what}'s {width} columns over {ranks} ranks"
+            return f"does not divide the {width} columns of the {what} over {ranks} ranks"
         # quantization/utils/fp8_utils.py:1318: a rank's part is whole blocks.
         if model.quantization.format == "fp8_block" and ranks > 1 and width // ranks % FP8_BLOCK:
-            part = f"{width // ranks} of the {what}'s {width} columns"
+            part = f"{width // ranks} of the {width} columns of the {what}"
             return f"leaves {part} to a rank, which is not whole FP8 blocks of {FP8_BLOCK}"
     return None
 

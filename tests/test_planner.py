@@ -1,0 +1,306 @@
+"""Plans with memory: what fits where, what is refused, and what would fit instead."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+import models
+from models import advice, fit, hardware, kv, limits, memory
+from models.errors import DoesNotFit, PlanError
+from models.fit import Targets
+from models.plan import Node, Request, choose, options, plan
+
+HYPOTHESIS = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+def nodes(count, gpus=8, gpu="H100"):
+    return [Node(f"gpu{rank}", f"10.0.0.{rank}", gpus, gpu) for rank in range(1, count + 1)]
+
+
+def wanted(context=None, concurrency=1):
+    return Targets(context=context, concurrency=concurrency)
+
+
+def planned(name, *where, context=None, concurrency=1, **said):
+    return plan(models.get(name), nodes(*where), targets=wanted(context, concurrency), **said)
+
+
+# The recipes of Harvard's Kempner Institute, each of which was run there.
+@pytest.mark.parametrize(
+    ("name", "where", "split"),
+    [
+        ("llama-3.1-70b", (1, 4, "H100"), (4, 1)),
+        ("llama-3.1-70b-instruct", (1, 4, "H100"), (4, 1)),
+        ("llama-3.1-405b", (4, 4, "H100"), (4, 4)),
+        ("llama-3.1-405b", (2, 8, "H100"), (8, 2)),
+        ("llama-3.1-405b-instruct-fp8", (2, 4, "H100"), (4, 2)),
+        ("llama-3.1-405b-instruct-fp8", (1, 4, "H200"), (4, 1)),
+        ("llama-3.1-405b-instruct-fp8-redhat", (2, 4, "H100"), (4, 2)),
+        ("llama-3.1-405b-instruct-fp8-redhat", (1, 4, "H200"), (4, 1)),
+        ("deepseek-r1", (4, 4, "H100"), (4, 4)),
+        ("deepseek-r1", (2, 4, "H200"), (4, 2)),
+        ("deepseek-r1-0528", (4, 4, "H100"), (4, 4)),
+        ("deepseek-r1-0528", (2, 4, "H200"), (4, 2)),
+        ("qwen2.5-32b-instruct", (1, 1, "A100-80"), (1, 1)),
+    ],
+)
+def test_the_recipes_that_were_run_at_kempner_fit(name, where, split):
+    (replica,) = planned(name, *where).replicas
+    assert (replica.tensor_parallel, replica.pipeline_parallel) == split
+    assert replica.fit.max_model_len >= 8192
+
+
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        ("deepseek-r1", (1, 8, "H100")),
+        ("deepseek-r1", (2, 4, "H100")),
+        ("llama-3.1-405b", (1, 8, "H100")),
+        ("llama-3.1-70b", (1, 1, "H200")),
+        ("llama-3.1-405b-instruct-fp8", (1, 4, "H100")),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_what_is_missing_and_what_would_fit(name, where):
+    with pytest.raises(DoesNotFit) as refusal:
+        planned(name, *where)
+    assert refusal.value.missing_bytes > 0
+    assert "\n" not in str(refusal.value)
+    assert advice.suggestions(models.get(name), nodes(*where), Request())
+
+
+def test_r1_on_eight_h100_is_told_of_a_second_node_or_of_h200():
+    found = advice.suggestions(models.get("deepseek-r1"), nodes(1), Request())
+    assert [one.change for one in found] == [{"nodes": 2}, {"gpu": "H200"}]
+
+
+def test_a_model_that_has_a_smaller_form_is_told_of_it():
+    own = models.get("llama-3.1-405b-instruct")
+    smaller = [models.get(name) for name in own.smaller]
+    changes = [one.change for one in advice.suggestions(own, nodes(1), Request(), smaller)]
+    assert {"model": "llama-3.1-405b-instruct-fp8-redhat"} in changes
+
+
+def test_who_asks_for_too_much_context_or_too_many_requests_is_told_how_many_fit():
+    asked = Request(targets=wanted(131072, 64))
+    found = advice.suggestions(models.get("llama-3.1-70b"), nodes(1, 4), asked)
+    changes = {key: value for one in found for key, value in one.change.items()}
+    assert 1 <= changes["concurrency"] < 64 and changes["context"] % 1024 == 0
+
+
+def test_who_fixed_a_split_that_does_not_fit_is_told_of_one_that_does():
+    fixed = Request(tensor_parallel=4, pipeline_parallel=2)
+    found = advice.suggestions(models.get("llama-3.1-405b"), nodes(2), fixed)
+    assert {"tensor_parallel": 8, "pipeline_parallel": 2} in [one.change for one in found]
+
+
+def test_more_nodes_come_with_the_pipeline_that_they_need():
+    found = advice.suggestions(models.get("llama-3.1-405b"), nodes(1), Request(pipeline_parallel=1))
+    assert {"nodes": 2, "pipeline_parallel": 2} in [one.change for one in found]
+
+
+def test_vllm_is_told_what_was_planned():
+    (replica,) = planned("deepseek-r1", 2, context=32768).replicas
+    flags = replica.arguments
+    assert (flags["tensor-parallel-size"], flags["pipeline-parallel-size"]) == (8, 2)
+    assert (flags["max-model-len"], flags["gpu-memory-utilization"]) == (32768, 0.92)
+    assert flags["enable-expert-parallel"] is True
+    assert (flags["max-num-seqs"], flags["max-num-batched-tokens"]) == (256, 8192)
+
+
+def test_as_many_requests_as_are_wanted_at_once_may_run_at_once():
+    (replica,) = planned("llama-3.1-70b", 1, context=1024, concurrency=300).replicas
+    assert replica.arguments["max-num-seqs"] == 300
+
+
+def test_no_memory_is_planned_where_the_gpu_is_not_known():
+    (replica,) = plan(models.get("llama-3.1-405b"), nodes(1, 8, None)).replicas
+    assert replica.fit is None and "max-model-len" not in replica.arguments
+
+
+def test_different_gpus_are_not_mixed():
+    with pytest.raises(PlanError, match="different GPUs .gpu1 H100, gpu2 H200.: serve them apart"):
+        plan(models.get("llama-3.1-70b"), [*nodes(1), replace(nodes(2)[1], gpu="H200")])
+
+
+@pytest.mark.parametrize("flag", ["tensor-parallel-size", "pipeline-parallel-size"])
+def test_vllms_arguments_do_not_say_another_split_than_the_plan(flag):
+    with pytest.raises(PlanError, match=f"{flag} is the plan's"):
+        plan(models.get("llama-3.1-70b").with_(arguments={flag: 4}), nodes(1))
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"targets": wanted(0)}, "context is 0"),
+        ({"targets": wanted(-1)}, "context is -1"),
+        ({"targets": wanted(10**12)}, "more than the model's own 131072"),
+        ({"targets": wanted(None, 0)}, "concurrency is 0"),
+        ({"targets": wanted(None, 10**9)}, "concurrency is 1000000000: must be at most"),
+        ({"port": 65536}, "port is 65536"),
+        ({"replicas": 10**9}, "1000000000 replicas need as many nodes"),
+        ({"tensor_parallel": 10**9}, "TP 1000000000 does not divide"),
+        ({"pipeline_parallel": 10**9}, "PP 1000000000 is more than its 80 layers"),
+    ],
+)
+def test_absurd_targets_are_refused_in_one_line(said, message):
+    with pytest.raises(PlanError, match=message) as refusal:
+        plan(models.get("llama-3.1-70b"), nodes(2), **said)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_context_of_the_models_arguments_is_the_one_that_is_served():
+    own = models.get("llama-3.1-70b")
+    assert plan(own.with_(arguments={"max-model-len": 5000}), nodes(1)).replicas[0].fit.max_model_len == 5000
+    assert plan(own.with_(arguments={"max-model-len": -1}), nodes(1)).replicas[0].fit.max_model_len == 131072
+    with pytest.raises(PlanError, match="max-model-len is 'long'"):
+        plan(own.with_(arguments={"max-model-len": "long"}), nodes(1))
+
+
+def test_throughput_takes_more_replicas_and_latency_more_tensor_parallelism():
+    quick = planned("llama-3.1-70b", 4, optimize="latency")
+    many = planned("llama-3.1-70b", 4, optimize="throughput", replicas=None)
+    assert len(quick.replicas) == 1 and quick.replicas[0].tensor_parallel >= 8
+    assert len(many.replicas) == 4
+
+
+@pytest.mark.parametrize("optimize", ["latency", "throughput"])
+def test_what_is_optimized_for_is_no_worse_than_in_the_usual_plan(optimize):
+    own, where = models.get("qwen3-235b-a22b"), nodes(4)
+    found = options(own, where, Request(replicas=None))
+    usual, best = (choose(found, Request(replicas=None, optimize=goal)) for goal in (None, optimize))
+    usual_guess, best_guess = (
+        advice.estimate(one.replicas[0], own, advice.loaded(one, Request())) for one in (usual, best)
+    )
+    if optimize == "latency":
+        assert best_guess.per_token <= usual_guess.per_token
+    else:
+        assert best_guess.throughput * len(best.replicas) >= usual_guess.throughput * len(usual.replicas)
+
+
+def test_every_alternative_fits_and_is_better_in_something():
+    own, where = models.get("deepseek-r1"), nodes(4)
+    chosen = plan(own, where)
+    found = advice.alternatives(chosen, where, Request())
+    assert 1 <= len(found) <= 3
+    for one in found:
+        assert one.plan.replicas[0].fit.fits and one.plan.replicas[0].split != chosen.replicas[0].split
+        assert any(float(part.rpartition("x")[2]) > 1 for part in one.trades.split(", "))
+
+
+@st.composite
+def cases(draw):
+    own = models.get(draw(st.sampled_from(models.names())))
+    gpus = st.sampled_from([name for name, row in hardware.GPUS.items() if row.vendor != "cpu"])
+    where = nodes(draw(st.integers(1, 9)), draw(st.sampled_from([1, 2, 3, 4, 6, 8])), draw(gpus))
+    most = own.architecture.max_position_embeddings
+    own = own.with_(preset=draw(st.sampled_from([None, "latency", "throughput", "long-context"])))
+    wanted = Targets(draw(st.none() | st.integers(1, most)), draw(st.integers(1, 300)))
+    sizes = st.none() | st.sampled_from([1, 2, 4, 8])
+    request = Request(replicas=draw(st.sampled_from([1, 1, 2, None])), tensor_parallel=draw(sizes),
+                      pipeline_parallel=draw(sizes), targets=targets,
+                      optimize=draw(st.sampled_from([None, "latency", "throughput"])))  # fmt: skip
+    return own, where, request
+
+
+def tried(own, where, request):
+    """The options of a case; a case that cannot be planned at all is none."""
+    try:
+        return options(own, where, request)
+    except PlanError as refusal:
+        assert "\n" not in str(refusal)
+        assume(False)
+
+
+@HYPOTHESIS
+@given(cases())
+def test_any_plan_that_is_returned_satisfies_every_constraint(case):
+    own, where, request = case
+    try:
+        made = choose(tried(*case), request)
+    except DoesNotFit:
+        return
+    numbers = own.architecture
+    taken = [name for replica in made.replicas for name in replica.hosts]
+    assert len(taken) == len(set(taken)) and set(taken) <= {node.name for node in where}
+    assert request.replicas in (None, len(made.replicas))
+    for replica in made.replicas:
+        split, found = replica.split, replica.fit
+        assert limits.problem(numbers, split) is None
+        assert request.tensor_parallel in (None, split.tensor)
+        assert request.pipeline_parallel in (None, split.pipeline)
+        assert split.gpus == replica.gpus_per_node * len(replica.nodes)
+        assert replica.gpus_per_node <= where[0].gpus
+        asked = request.targets.context or own.arguments.get("max-model-len")
+        assert found.max_model_len <= numbers.max_position_embeddings
+        assert found.max_model_len == asked if asked else found.max_model_len >= min(
+            8192, numbers.max_position_embeddings
+        )  # fmt: skip
+        length = asked or min(8192, numbers.max_position_embeddings)
+        needed = kv.needed(numbers, split, found.cache, length, request.targets.concurrency)
+        for stage, need in zip(found.stages, needed, strict=True):
+            assert need <= stage.available
+            used = stage.weight_bytes + stage.activations + stage.graphs + stage.available
+            assert used + stage.communication <= stage.total
+
+
+@HYPOTHESIS
+@given(cases())
+def test_more_memory_never_makes_a_fit_fail(case):
+    own, where, request = case
+    assume(advice.fits(own, where, request))
+    row = hardware.gpu(where[0].gpu)
+    for option in tried(*case):
+        split, how = option.replicas[0].split, option.replicas[0].fit
+        if how.fits:
+            larger = replace(row, memory=row.memory + 2**30)
+            flags = option.replicas[0].arguments
+            serving = memory.serving(own.architecture, flags, own.environment, larger)
+            again = fit.fit(own.architecture, split, larger, serving, request.targets)
+            assert again.fits and again.max_model_len >= how.max_model_len
+
+
+@HYPOTHESIS
+@given(cases())
+def test_what_is_suggested_fits_when_it_is_asked_for(case):
+    """Only what the suggestion says is changed."""
+    own, where, request = case
+    tried(*case)
+    assume(not advice.fits(*case))
+    smaller = [models.get(name) for name in own.smaller]
+    for one in advice.suggestions(own, where, request, smaller):
+        changed, there, chosen = request, where, own
+        for what, value in one.change.items():
+            if what == "nodes":
+                there = nodes(value, where[0].gpus, where[0].gpu)
+            elif what == "gpu":
+                there = nodes(len(where), where[0].gpus, value)
+            elif what == "model":
+                chosen = models.get(value)
+            elif what in ("context", "concurrency"):
+                changed = replace(changed, targets=replace(changed.targets, **{what: value}))
+            else:
+                changed = replace(changed, **{what: value})
+        assert advice.fits(chosen, there, changed), one.text
+
+
+def in_a_new_process(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def test_planning_for_64_nodes_is_quick_and_imports_neither_pyinfra_nor_torch():
+    """The quickest of three: other processes may be using the machine."""
+    seconds, *loaded = in_a_new_process(
+        "import sys, time, models\n"
+        "from models.plan import Node, plan\n"
+        "nodes = [Node(f'n{i}', f'10.0.0.{i}', 8, 'H100') for i in range(64)]\n"
+        "def once(name):\n"
+        "    start = time.perf_counter(); plan(models.get(name), nodes); return time.perf_counter() - start\n"
+        "print(min(once(n) for n in ('llama-3.1-405b', 'llama-3.1-70b', 'qwen3-235b-a22b')), *sys.modules)\n"
+    )
+    assert float(seconds) < 0.1
+    assert not {"pyinfra", "gevent", "torch", "vllm", "numpy", "matplotlib", "click"} & set(loaded)

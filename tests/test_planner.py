@@ -198,7 +198,7 @@ def cases(draw):
     where = nodes(draw(st.integers(1, 9)), draw(st.sampled_from([1, 2, 3, 4, 6, 8])), draw(gpus))
     most = own.architecture.max_position_embeddings
     own = own.with_(preset=draw(st.sampled_from([None, "latency", "throughput", "long-context"])))
-    wanted = Targets(draw(st.none() | st.integers(1, most)), draw(st.integers(1, 300)))
+    targets = wanted(draw(st.none() | st.integers(1, most)), draw(st.integers(1, 300)))
     sizes = st.none() | st.sampled_from([1, 2, 4, 8])
     request = Request(replicas=draw(st.sampled_from([1, 1, 2, None])), tensor_parallel=draw(sizes),
                       pipeline_parallel=draw(sizes), targets=targets,

@@ -5,17 +5,29 @@ Exit codes: 0 done, 1 failed, 2 bad input, 3 a plan that does not fit.
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import click
 
-from scripts.chat import chat
-from scripts.demo import demo
-from scripts.deploy import deploy, unlock
-from scripts.lab import lab
-from scripts.plan import models, plan
-from scripts.status import logs, status
+#: Each command and its module, which is imported when the command is used: the lab's takes
+#: pyinfra's second.
+COMMANDS = {
+    "plan": "plan", "models": "plan", "deploy": "deploy", "unlock": "deploy", "status": "status",
+    "logs": "status", "chat": "chat", "lab": "lab", "demo": "demo",
+}  # fmt: skip
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Commands(click.Group):
+    def list_commands(self, ctx: click.Context | None) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context | None, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        return getattr(import_module(f"scripts.{COMMANDS[cmd_name]}"), cmd_name)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="rackserve")
 def main() -> None:
     """Serve large language models on your own racks: vLLM and Ray over SSH.
@@ -26,7 +38,3 @@ def main() -> None:
         rackserve deploy serve_llama            everything, from bare OS to an endpoint
         rackserve chat "Hello"                  ask it something
     """
-
-
-for command in (plan, models, deploy, unlock, status, logs, chat, lab, demo):
-    main.add_command(command)

@@ -6,8 +6,11 @@ Exit codes: 0 done, 1 failed, 2 bad input, 3 a plan that does not fit.
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 import click
+
+from scripts.refusal import Refused
 
 #: Each command and its module, which is imported when the command is used: the lab's takes
 #: pyinfra's second.
@@ -18,6 +21,14 @@ COMMANDS = {
 
 
 class Commands(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        """A mistyped option is one line too, like all other bad input."""
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            command = error.ctx.command_path if error.ctx else "rackserve"
+            raise Refused(f"{error.format_message()} (see `{command} --help`)") from None
+
     def list_commands(self, ctx: click.Context | None) -> list[str]:
         return list(COMMANDS)
 

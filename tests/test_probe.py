@@ -211,7 +211,7 @@ def test_a_journal_with_bytes_that_are_no_text_is_read(probe, node):
 def run(url, tmp_path, *units, secrets=f"VLLM_API_KEY={KEY}\n"):
     file = tmp_path / "vllm.env"
     file.write_text(secrets)
-    command = [sys.executable, SCRIPT, url, file, *units]
+    command = [sys.executable, SCRIPT, url, file, "0", *units]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert KEY not in done.stdout
@@ -237,3 +237,21 @@ def test_the_script_without_a_telling_line_says_starting(node, tmp_path):
     node("", state="")
     seen = run(f"http://127.0.0.1:{free_port()}", tmp_path, "a.service")
     assert seen == {"generates": False, "restarts": 0, "reason": "starting"}
+
+
+def test_a_server_that_comes_up_meanwhile_is_waited_for(probe):
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    server = socket.socket()
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    threading.Timer(0.5, lambda: (server.bind(("127.0.0.1", port)), server.listen())).start()
+    started = time.monotonic()
+    probe.await_listener(url, 10)
+    assert 0.4 < time.monotonic() - started < 5
+    server.close()
+
+
+def test_a_server_that_does_not_come_up_is_waited_for_no_longer_than_asked(probe):
+    started = time.monotonic()
+    probe.await_listener(f"http://127.0.0.1:{free_port()}", 0.5)
+    assert 0.4 < time.monotonic() - started < 5

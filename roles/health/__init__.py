@@ -17,7 +17,8 @@ from roles import remote
 SCRIPT = Path(__file__).with_name("probe.py")
 INSTALLED = "/opt/rackserve/libexec/probe.py"
 
-INTERVAL = 2.0  # seconds between two questions
+INTERVAL = 1.0  # seconds between two questions
+PATIENCE = 10  # seconds that one of them waits on the node for a server that listens
 TRIES = 3  # restarts of the unit while we wait, after which it will not come
 
 #: What probe.py prints.
@@ -74,7 +75,7 @@ def _wait(probe: Callable[[], Seen], timeout: float) -> str | None:
 
 
 def _probe(python: str, url: str, secrets: str, units: Sequence[str]) -> Seen:
-    words = (python, INSTALLED, url, secrets, *units)
+    words = (python, INSTALLED, url, secrets, str(PATIENCE), *units)
     succeeded, out, err = remote.run(host, *words, **remote.arguments(host))
     if not succeeded:
         return {"generates": False, "restarts": 0, "reason": f"the probe failed: {err or out}"}

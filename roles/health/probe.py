@@ -1,9 +1,11 @@
 """Runs on a node, as root, in the tools environment: does the server generate a token?
 
-    probe.py URL SECRETS UNIT...
+    probe.py URL SECRETS PATIENCE UNIT...
 
-Prints {"generates": bool, "restarts": int, "reason": str} and exits 0; `reason` is what
-a person would want to know: the last telling line of a unit's journal.
+Waits PATIENCE seconds at most for a server that listens: a process for each look would take
+the time of a core that the server needs. Prints {"generates": bool, "restarts": int,
+"reason": str} and exits 0; `reason` is what a person would want to know: the last telling line
+of a unit's journal.
 """
 
 import json
@@ -11,6 +13,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from urllib.parse import urlsplit
 
 #: What vLLM and Ray put before a message: "(APIServer pid=1) INFO 11-23 01:55:47 [x.py:3] ".
@@ -26,7 +29,11 @@ TELLING = re.compile(
 )
 
 
-def main(url, secrets, *units):
+LOOK = 0.3  # seconds between two looks for a listener
+
+
+def main(url, secrets, patience, *units):
+    await_listener(url, float(patience))
     reason = ask(url, api_key(secrets))
     if reason is None:
         print(json.dumps({"generates": True, "restarts": 0, "reason": ""}))
@@ -35,6 +42,12 @@ def main(url, secrets, *units):
     restarts = sum(int(state.get("NRestarts") or 0) for state in shown.values())
     reason = next(filter(None, (telling(unit, shown[unit]) for unit in units)), reason)
     print(json.dumps({"generates": False, "restarts": restarts, "reason": reason}))
+
+
+def await_listener(url, patience):
+    until = time.monotonic() + patience
+    while not listens(url) and time.monotonic() < until:
+        time.sleep(LOOK)
 
 
 def ask(url, key):

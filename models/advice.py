@@ -178,7 +178,7 @@ def _measures(plan: Plan, request: Request, guessed: Estimate | None) -> dict[st
     return {
         "tokens/s": guessed.throughput * len(plan.replicas),
         "token alone": 1 / guessed.per_token,
-        "KV tokens": found.capacity.tokens * len(plan.replicas),
+        "KV tokens": plan.replicas[0].kv_cache_tokens * len(plan.replicas),
         "context": found.max_model_len,
     }
 

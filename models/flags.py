@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .model import Model
 from .plan import Replica
 
 #: By vLLM's long name. Paths are relative to vllm/ (0.32 and 0.33).
@@ -34,6 +35,11 @@ WHY = {
 OWN = "asked for, or the model's own file"
 
 
-def reasons(replica: Replica) -> dict[str, tuple[object, str]]:
-    """{flag: (its value, why)} for a replica."""
-    return {name: (value, WHY.get(name, OWN)) for name, value in replica.arguments.items()}
+def reasons(replica: Replica, model: Model) -> dict[str, tuple[object, str]]:
+    """{flag: (its value, why)} for a replica; ports, paths and addresses go without saying."""
+    told = dict(replica.arguments)
+    if replica.executor != "local":
+        told["distributed-executor-backend"] = replica.executor
+    if model.template:
+        told.setdefault("chat-template", f"models/templates/{model.template}.jinja")
+    return {name: (value, WHY.get(name, OWN)) for name, value in told.items()}

@@ -35,6 +35,7 @@ class Gpu:
     link: float  # bytes/s to its neighbours in the node, in one direction
     capability: int  # CUDA's compute capability, 90 for 9.0; 0: not CUDA
     per_node: int = 8
+    nic: str = "NDR"  # the network card that usually comes with each, of LINKS
     vendor: Vendor = "nvidia"
     reduce: float = 8e-6  # seconds of a small all-reduce between neighbours
     share: float = 0.83  # of `bandwidth` that decoding reaches
@@ -66,9 +67,9 @@ _XGMI, _PCIE = 18e-6, 30e-6
 
 _ROWS = (
     Gpu(name="A100-40", memory=42_405_855_232, bandwidth=1.555e12, bf16=312e12, fp8=312e12, link=300e9,
-        capability=80, source="torch total_memory of A100-SXM4-40GB; NVIDIA A100 datasheet"),
+        capability=80, nic="HDR", source="torch total_memory of A100-SXM4-40GB; NVIDIA A100 datasheet"),
     Gpu(name="A100-80", memory=84_987_740_160, bandwidth=2.039e12, bf16=312e12, fp8=312e12, link=300e9,
-        capability=80, source="deviceQuery of A100-SXM4-80GB; NVIDIA A100 datasheet"),
+        capability=80, nic="HDR", source="deviceQuery of A100-SXM4-80GB; NVIDIA A100 datasheet"),
     Gpu(name="H100", memory=85_028_896_768, bandwidth=3.35e12, bf16=989e12, fp8=1979e12, link=450e9,
         capability=90, source="deviceQuery of H100 80GB HBM3; NVIDIA H100 datasheet"),
     Gpu(name="H100-PCIe", memory=81_008 * MiB, bandwidth=2.0e12, bf16=756e12, fp8=1513e12, link=64e9,
@@ -78,12 +79,13 @@ _ROWS = (
     Gpu(name="B200", memory=182_631 * MiB, bandwidth=7.7e12, bf16=2250e12, fp8=4500e12, link=900e9,
         capability=100, source="torch total_memory in MiB; NVIDIA HGX B200 datasheet"),
     Gpu(name="L40S", memory=47_697_362_944, bandwidth=0.864e12, bf16=362e12, fp8=733e12, link=32e9,
-        capability=89, reduce=_PCIE, source="torch total_memory of L40S; NVIDIA L40S datasheet"),
+        capability=89, nic="200GbE", reduce=_PCIE,
+        source="torch total_memory of L40S; NVIDIA L40S datasheet"),
     Gpu(name="MI300X", memory=206_141_652_992, bandwidth=5.3e12, bf16=1307e12, fp8=2615e12, link=448e9,
-        capability=0, vendor="amd", reduce=_XGMI, share=0.62, decode_share=0.2,
+        capability=0, nic="400GbE", vendor="amd", reduce=_XGMI, share=0.62, decode_share=0.2,
         source="torch total_memory of MI300X; AMD MI300X datasheet"),
     # The lab's stand-in: vLLM's CPU build. Its KV cache is what VLLM_CPU_KVCACHE_SPACE says.
-    Gpu(name="cpu", memory=8 * GiB, bandwidth=2e10, bf16=1e11, fp8=1e11, link=1e10, capability=0,
+    Gpu(name="cpu", memory=8 * GiB, bandwidth=2e10, bf16=1e11, fp8=1e11, link=1e10, capability=0, nic="10GbE",
         per_node=1, vendor="cpu", reduce=1e-4, source="assumed; no estimate is checked on it"),
 )  # fmt: skip
 
@@ -116,13 +118,6 @@ def gpu(name: str) -> Gpu:
         return GPUS[_ALSO[plain]]
     near = difflib.get_close_matches(name.upper(), GPUS, n=3, cutoff=0.4) or list(GPUS)
     raise UnknownGpu(f"unknown GPU {name!r}; the nearest are: {', '.join(near)}")
-
-
-def link(name: str) -> Link:
-    for row in _LINKS:
-        if _plain(row.name) == _plain(name):
-            return row
-    raise BadInput(f"unknown link {name!r}; known are: {', '.join(LINKS)}")
 
 
 def _plain(name: str) -> str:

@@ -23,6 +23,11 @@ PRESETS: Mapping[str, Arguments] = {
 }
 
 
+def _long(arguments: Arguments) -> dict[str, Any]:
+    """With vLLM's long names, which its config file also takes with underscores."""
+    return {name.replace("_", "-"): value for name, value in arguments.items()}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Model:
     """A model and how vLLM should serve it. models/catalogue/ has a file for each.
@@ -102,6 +107,6 @@ class Model:
         return replace(
             self,
             revision=revision or self.revision,
-            arguments={**self.arguments, **chosen, **(arguments or {})},
+            arguments={**self.arguments, **chosen, **_long(arguments or {})},
             environment={**self.environment, **(environment or {})},
         )

@@ -13,13 +13,14 @@ from functools import lru_cache
 
 from . import kv
 from .architecture import Architecture
-from .hardware import Gpu
+from .hardware import LINKS, Gpu
 from .weights import Split, parameters, tensors
 
 STEP = 0.7e-3  # host time of a step with CUDA graphs: scheduling, sampling
 LAYER, MOE_LAYER = 20e-6, 90e-6  # kernels of a layer that no byte or FLOP explains
 EAGER_LAYER, EAGER_MOE_LAYER = 0.4e-3, 1.6e-3  # kernels that Python launches one by one
-NODE_REDUCE, NODE_LINK = 160e-6, 35e9  # an all-reduce between nodes; 400 Gb/s a GPU at 70 %
+NODE_REDUCE = 160e-6  # an all-reduce between nodes
+NODE_SHARE = 0.7  # of a network card's rate that it reaches
 STAGE = 2.4e-3  # what each pipeline stage adds to a step
 API = 8e-3  # HTTP, tokenizer, first detokenization
 GRAPHED = 512  # tokens; a larger prefill runs without CUDA graphs
@@ -182,5 +183,6 @@ def _layers(work: Work, placed: Placed, tokens: float) -> float:
         moved = 2 * tokens * work.hidden * 2 * (ranks - 1) / ranks
         each += 2 * (placed.gpu.reduce + moved / placed.gpu.link)
         if placed.nodes > 1:
-            each += 2 * (NODE_REDUCE + moved / ranks * placed.nodes / NODE_LINK)
+            reached = LINKS[placed.gpu.nic].rate * NODE_SHARE
+            each += 2 * (NODE_REDUCE + moved / ranks * placed.nodes / reached)
     return work.layers * each

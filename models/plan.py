@@ -92,6 +92,16 @@ class Replica:
         return self.split.pipeline
 
     @property
+    def kv_cache_tokens(self) -> int:
+        """Tokens in the KV caches of the replica; each DP rank has one of its own."""
+        return self.fit.capacity.tokens * self.split.data if self.fit else 0
+
+    @property
+    def max_concurrency(self) -> float:
+        """Requests of the longest kind that are in those caches at once."""
+        return self.fit.capacity.concurrency * self.split.data if self.fit else 0.0
+
+    @property
     def head(self) -> Node:
         return self.nodes[0]
 
@@ -179,7 +189,9 @@ def choose(found: Sequence[Plan], request: Request) -> Plan:
         raise DoesNotFit(nearest.model.name, _missing(nearest), nearest)
     if request.optimize is None:
         return fits[0]
-    return min(fits, key=lambda option: _cost(option, request))
+    # What DCP and DP cost in traffic is not estimated: they are for who asks for them.
+    usual = [option for option in fits if _apart(option) == _apart(found[0])]
+    return min(usual or fits, key=lambda option: _cost(option, request))
 
 
 def options(model: Model, nodes: Sequence[Node], request: Request) -> list[Plan]:
@@ -293,12 +305,12 @@ def _splits(model: Model, gpus: int, share: int, request: Request) -> Iterator[S
             if tensor > gpus and share * gpus % tensor == 0:
                 pairs.add((tensor, pp or share * gpus // tensor))
     for tensor, pipeline in sorted(pairs, key=lambda pair: (pair[0] > gpus, -pair[0])):
-        for split in _variants(model, replace(usual, tensor=tensor, pipeline=pipeline)):
+        for split in _variants(model, replace(usual, tensor=tensor, pipeline=pipeline), gpus, tp):
             if split != usual and _spreads(split.gpus, gpus, share):
                 yield split
 
 
-def _variants(model: Model, split: Split) -> Iterator[Split]:
+def _variants(model: Model, split: Split, gpus: int, tp: int | None) -> Iterator[Split]:
     """The split with and without what helps some models."""
     yield split
     if model.architecture.experts and "enable-expert-parallel" not in model.arguments:
@@ -306,23 +318,35 @@ def _variants(model: Model, split: Split) -> Iterator[Split]:
     if "decode-context-parallel-size" not in model.arguments:
         for size in limits.context_sizes(model.architecture, split.tensor)[-1:]:
             yield replace(split, context=size)
+    if model.architecture.latent and model.architecture.experts and split.gpus <= gpus and tp is None:
+        # TP keeps all of MLA's KV cache on every rank; DP keeps each request on one.
+        yield replace(split, tensor=1, data=split.gpus, pipeline=1, expert=True)
 
 
 def _usual(model: Model, gpus: int, share: int, tp: int | None, pp: int | None) -> Split:
-    """TP over a node and PP over nodes, with what the model's own arguments say."""
-    own = model.arguments
-    valid = limits.valid_tensor_parallel(model.architecture, bool(own.get("enable-expert-parallel")))
-    if tp is None:
-        most = gpus if pp is None or pp <= share else max(1, share * gpus // pp)
-        tp = max((size for size in valid if size <= most and most % size == 0), default=most)
-    data = _size(own, "data-parallel-size")
-    return Split(
-        tensor=tp,
-        pipeline=pp or max(1, share * gpus // (tp * data)),
-        data=data,
+    """TP over a node and PP over nodes, with what the model's own arguments say.
+
+    Where the model cannot be split that way, the widest TP and the most stages that it can.
+    """
+    own, shape = model.arguments, model.architecture
+    split = Split(
+        data=_size(own, "data-parallel-size"),
         expert=bool(own.get("enable-expert-parallel", False)),
         context=_size(own, "decode-context-parallel-size"),
     )
+    most = gpus if pp is None or pp <= share else max(1, share * gpus // pp)
+    valid = limits.valid_tensor_parallel(shape, split.expert)
+    widths = [tp] if tp else [size for size in reversed(valid) if size <= most and most % size == 0]
+    first = None
+    for width in widths or [most]:
+        deepest = max(1, share * gpus // (width * split.data))
+        for stages in [pp] if pp else range(deepest, 0, -1):
+            one = replace(split, tensor=width, pipeline=stages)
+            first = first or one
+            if limits.problem(shape, one) is None and _spreads(one.gpus, gpus, share):
+                return one
+    assert first is not None
+    return first
 
 
 def _size(arguments: Mapping[str, Any], name: str) -> int:
@@ -366,6 +390,11 @@ def _executor(asked: Executor, nodes: int) -> Literal["local", "ray", "mp"]:
     return across if nodes > 1 else "local"
 
 
+def _apart(option: Plan) -> tuple[int, int]:
+    split = option.replicas[0].split
+    return split.context, split.data
+
+
 def _missing(option: Plan) -> int:
     """Bytes that the fullest GPU lacks; 0 where nothing is known of it."""
     found = option.replicas[0].fit
@@ -389,5 +418,5 @@ def loaded(option: Plan, request: Request) -> int:
     if request.targets.concurrency > 1 or found is None:
         return request.targets.concurrency
     length = performance.PROMPT + performance.OUTPUT
-    room = int(found.capacity.tokens // length) or 1
+    room = int(option.replicas[0].kv_cache_tokens // length) or 1
     return max(1, min(room, int(option.replicas[0].arguments["max-num-seqs"])))

@@ -18,6 +18,9 @@ from models.plan import Node, Plan, Replica, Request, choose, estimate, loaded, 
 
 GIB = 2**30
 
+#: That are shown one by one.
+MOST_STAGES = 8
+
 #: In the order of a table.
 PARTS = [
     "embedding", "attention", "absorbed MLA", "mlp", "router", "experts", "shared experts", "norms", "head",
@@ -108,14 +111,14 @@ def as_json(found: Found) -> dict[str, Any]:
 
 
 def as_text(found: Found, explain: bool = False) -> str:
-    lines = [_headline(found), ""]
+    lines, model = [_headline(found), ""], found.nearest.model
     if found.plan is None:
         lines += _table(found)
         lines += ["", "What would fit:" if found.suggestions else "Nothing near it fits."]
         lines += [f"  {one.text}" for one in found.suggestions]
     else:
         lines += [_where(replica, found) for replica in found.plan.replicas]
-        lines += ["", *_table(found), "", *_serves(found), "", *_flags(found.plan.replicas[0])]
+        lines += ["", *_table(found), "", *_serves(found), "", *_flags(found.plan.replicas[0], model)]
         if found.alternatives:
             lines += ["", "Beside it:"]
             lines += [f"  {_name(one.plan):34} {one.trades}" for one in found.alternatives]
@@ -239,6 +242,8 @@ def _where(replica: Replica, found: Found) -> str:
         return f"  {replica.name}: {stages[0]}, {per} GPUs each{across}"
     layers = weights.stages(found.nearest.model.architecture.num_hidden_layers, replica.split.pipeline)
     shown = "; ".join(f"{hosts} ({count} layers)" for hosts, count in zip(stages, layers, strict=True))
+    if len(stages) > MOST_STAGES:
+        shown = f"{stages[0]} to {stages[-1]}, {min(layers)} to {max(layers)} layers each"
     return f"  {replica.name}: {shown}, {per} GPUs each{across}"
 
 
@@ -258,10 +263,9 @@ def _serves(found: Found) -> list[str]:
     assert found.plan is not None
     first = found.plan.replicas[0]
     assert first.fit is not None
-    capacity = first.fit.capacity
     lines = [
         f"Context                 {first.fit.max_model_len} tokens",
-        f"KV cache                {capacity.tokens} tokens: {capacity.concurrency:.1f} such requests at once",
+        f"KV cache                {first.kv_cache_tokens} tokens: {first.max_concurrency:.1f} requests of it",
     ]
     if found.guess and first.gpu and first.gpu.vendor != "cpu":
         guess = found.guess
@@ -275,9 +279,9 @@ def _serves(found: Found) -> list[str]:
     return lines
 
 
-def _flags(replica: Replica) -> list[str]:
+def _flags(replica: Replica, model: Model) -> list[str]:
     lines = ["vLLM is told"]
-    for name, (value, why) in flags.reasons(replica).items():
+    for name, (value, why) in flags.reasons(replica, model).items():
         lines += [f"  {name}: {value if isinstance(value, str) else _plain(value)}", f"      {why}"]
     return lines
 
@@ -333,8 +337,8 @@ def _replica_json(replica: Replica, found: Found) -> dict[str, Any]:
         "executor": replica.executor,
         **{name.replace("-", "_"): value for name, value in replica.arguments.items()},
         "max_model_len": replica.fit.max_model_len,
-        "kv_cache_tokens": replica.fit.capacity.tokens,
-        "max_concurrency": replica.fit.capacity.concurrency,
+        "kv_cache_tokens": replica.kv_cache_tokens,
+        "max_concurrency": replica.max_concurrency,
         "stages": [
             {
                 "hosts": list(replica.stage_hosts(stage)),
@@ -343,7 +347,7 @@ def _replica_json(replica: Replica, found: Found) -> dict[str, Any]:
             }
             for stage in range(replica.split.pipeline)
         ],
-        "flags": {name: why for name, (_, why) in flags.reasons(replica).items()},
+        "flags": {name: why for name, (_, why) in flags.reasons(replica, found.nearest.model).items()},
     }
 
 
@@ -369,7 +373,7 @@ def _alternative_json(one: Alternative) -> dict[str, Any]:
         "replicas": len(one.plan.replicas),
         **{name.replace("-", "_"): value for name, value in fit.arguments_of(first.split).items()},
         "max_model_len": first.fit.max_model_len,
-        "kv_cache_tokens": first.fit.capacity.tokens,
+        "kv_cache_tokens": first.kv_cache_tokens,
         "trades": one.trades,
         "estimate": _estimate_json(one.estimate),
     }

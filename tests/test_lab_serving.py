@@ -1,6 +1,8 @@
 """The main job on real nodes, from bare OS; each test goes on where the one before ended."""
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -131,11 +133,17 @@ def test_pp2_over_two_nodes_through_vllms_own_executor(lab: list[Node]) -> None:
     assert "ray" not in lab[0].sudo("systemctl list-unit-files --no-legend rackserve-*")
 
 
-def test_one_node_alone(lab: list[Node]) -> None:
+def test_one_node_alone(lab: list[Node], tmp_path: Path) -> None:
     outcome = pyinfra("serve", tensor_parallel=1, pipeline_parallel=1)
     assert outcome.code == 0, outcome.said
     assert greedy(lab[0]) == seen["reference"]
     assert planned_kv(tp=1, pp=1) == logged_kv(lab[0])
+    log = tmp_path / "vllm.log"
+    log.write_text(lab[0].sudo("journalctl -u rackserve-replica-0-vllm -o cat --no-pager"))
+    beside = rackserve("plan", "-i", "lab", "--tp", "1", "--pp", "1", "--against-log", str(log))
+    assert beside.code == 0 and re.search(r"KV cache, tokens +(\d+) +\1 +[+-]0\.0 %", beside.said), (
+        beside.said
+    )
     assert "TP 1 x PP 1" in rackserve("status", "-i", "lab").said
 
 

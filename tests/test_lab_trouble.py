@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from roles.lock import SCRIPT as LOCK_SCRIPT
+from tests.lab import Lab
 from tests.lab.cluster import READER, STRANGER
 from tests.lab.node import Node
 from tests.lab.paths import MODELS
@@ -69,6 +70,16 @@ def test_host_without_what_everything_needs(lab: list[Node], program: str) -> No
     finally:
         there.with_suffix(".away").rename(there)
     assert "node2" in line and f"no {program}" in line
+
+
+def test_host_whose_systemd_does_not_run(lab: list[Node]) -> None:
+    there = "/run/systemd/system"  # how sd_booted(3) tells
+    lab[1].sudo(f"mv {there} {there}.away")
+    try:
+        line = refused("provision")
+    finally:
+        lab[1].sudo(f"mv {there}.away {there}")
+    assert "node2" in line and "systemd is not running" in line
 
 
 @pytest.mark.usefixtures("untouched")
@@ -135,6 +146,19 @@ def test_folder_that_is_no_model(lab: list[Node]) -> None:
 def test_serving_what_was_not_staged(lab: list[Node]) -> None:
     line = refused("serve", model="smollm2-135m-instruct", revision="v3")
     assert "run the deploy stage_weights" in line
+
+
+def test_a_plan_reads_the_hub(lab: list[Node], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", Lab().hub_url)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    planned = rackserve("plan", "rackserve-lab/tiny-llama", "--gpus", "1xH100")
+    assert planned.code == 0 and "tiny-llama fits: TP 1 x PP 1 on 1 H100" in planned.said
+    for what, said in (
+        ("rackserve-lab/tiny-llama-gated", "is gated: ask for access"),
+        ("rackserve-lab/nothing", "no such repository"),
+    ):
+        outcome = rackserve("plan", what, "--gpus", "1xH100")
+        assert outcome.code == 2 and said in outcome.said and outcome.said.count("\n") == 1, outcome.said
 
 
 def test_lock_names_its_holder_is_ignored_by_dry_and_is_broken_by_name(lab: list[Node]) -> None:

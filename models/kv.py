@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil
 
 from .architecture import BYTES, Architecture
@@ -59,6 +60,8 @@ def block_bytes(model: Architecture, split: Split, cache: Cache) -> list[int]:
     """
     page = cache.block_size * bytes_per_token(model, split, cache)
     groups, sizes, first = _groups(model), [], 0
+    if len(groups) == 1:
+        return [page * count for count in stages(model.num_hidden_layers, split.pipeline)]
     for count in stages(model.num_hidden_layers, split.pipeline):
         mine = range(first, first + count)
         first += count
@@ -112,6 +115,7 @@ def largest(limit: int, fits: Callable[[int], bool]) -> int:
     return low
 
 
+@lru_cache(maxsize=64)
 def _groups(model: Architecture) -> list[tuple[tuple[int, ...], bool]]:
     """(layers, whether windowed) of each group (kv_cache_utils.py:1329).
 

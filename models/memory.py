@@ -9,7 +9,6 @@ CUDA context, NCCL's buffers) lies outside its share and must fit in what it lea
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -20,7 +19,7 @@ from . import kv
 from .architecture import BYTES, Architecture, Dtype
 from .errors import ModelError
 from .hardware import GiB, Gpu, MiB
-from .weights import Split, extra_bytes, stages, tensors
+from .weights import Split, extra_bytes, part_bytes, stages
 
 #: config/cache.py:102.
 UTILIZATION = 0.92
@@ -125,10 +124,7 @@ def stage_memory(model: Architecture, split: Split, gpu: Gpu, how: Serving) -> t
 
 
 def _stage(model: Architecture, split: Split, gpu: Gpu, how: Serving, stage: int) -> Stage:
-    weights: Counter[str] = Counter()
-    # Rank 0 has the most experts when they spread unevenly.
-    for tensor in tensors(model, split, stage, rank=0, dtype=how.dtype, padding=gpu.mxfp4_padding):
-        weights[tensor.part] += tensor.bytes
+    weights = part_bytes(model, split, stage, how.dtype, gpu.mxfp4_padding)
     if extra := extra_bytes(model, split, stage):
         weights["absorbed MLA"] = extra
     cpu = gpu.vendor == "cpu"

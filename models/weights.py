@@ -7,8 +7,10 @@ stay the same, and what repacking adds (MLA's absorbed projections) is `extra_by
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil, prod
 
 from .architecture import BYTES, Architecture, Dtype, Experts, Format, Latent
@@ -97,6 +99,43 @@ def tensors(
     yield from rows.ends(is_first=stage == 0, is_last=stage == split.pipeline - 1)
     for layer in range(first, first + counts[stage]):
         yield from rows.layer(layer)
+
+
+def part_bytes(
+    model: Architecture, split: Split, stage: int, dtype: Dtype, padding: tuple[int, int] = (1, 1)
+) -> Counter[str]:
+    """The bytes of `tensors` by part, of the rank with most; layers that are alike are counted once."""
+    rows, kinds = _Rows(model, split, 0, dtype, padding), _kinds(model)
+    counts = stages(model.num_hidden_layers, split.pipeline)
+    first = sum(counts[:stage])
+    alike = Counter(kinds[first : first + counts[stage]])
+    parts: Counter[str] = Counter()
+    for tensor in rows.ends(is_first=stage == 0, is_last=stage == split.pipeline - 1):
+        parts[tensor.part] += tensor.bytes
+    for layer, times in alike.items():
+        for tensor in rows.layer(layer):
+            parts[tensor.part] += times * tensor.bytes
+    return parts
+
+
+@lru_cache(maxsize=64)
+def _kinds(model: Architecture) -> tuple[int, ...]:
+    """For each layer the first one that has the same tensors: what is quantized differs, too."""
+    first: dict[tuple[object, ...], int] = {}
+    kinds = []
+    for layer in range(model.num_hidden_layers):
+        shapes = tuple(model.quantization.of(f"model.layers.{layer}.{name}") for name in _QUANTIZED)
+        kinds.append(first.setdefault((model.has_experts(layer), *shapes), layer))
+    return tuple(kinds)
+
+
+#: Modules of a layer that a quantization may leave as they are.
+_QUANTIZED = (
+    *(f"self_attn.{name}" for name in ("q_proj", "o_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa",
+                                       "kv_b_proj")),
+    "mlp.gate_proj", "mlp.down_proj", "mlp.experts", "mlp.shared_experts.gate_proj",
+    "mlp.shared_experts.down_proj",
+)  # fmt: skip
 
 
 def parameters(model: Architecture) -> int:

@@ -103,8 +103,9 @@ def test_key_value_heads_are_divided_or_copied_never_split():
 
 def test_pipeline_need_not_divide_the_layers_but_each_stage_needs_one():
     assert split(only(plan(LLAMA, nodes(8, 8, 8)))) == (8, 3, ("gpu1", "gpu2", "gpu3"))
+    assert split(only(plan(TINY, nodes(1, 1, 1, 1, 1))))[:2] == (1, 4), "a node is left over"
     with pytest.raises(PlanError) as refusal:
-        plan(TINY, nodes(1, 1, 1, 1, 1))
+        plan(TINY, nodes(1, 1, 1, 1, 1), pipeline_parallel=5)
     assert str(refusal.value).endswith(
         "PP 5 is more than its 4 layers; PP can be 1 to 4 (set pipeline_parallel)"
     )

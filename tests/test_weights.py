@@ -1,10 +1,12 @@
 """The parameters of each rank: numbers from vLLM 0.32's own processes, and from published counts."""
 
+from collections import Counter
+
 import pytest
 
 import models
 from models.architecture import read
-from models.weights import Split, extra_bytes, padded, parameters, stages, tensors
+from models.weights import Split, extra_bytes, padded, parameters, part_bytes, stages, tensors
 
 CATALOGUE = [models.get(name) for name in models.names()]
 SMALL = {
@@ -187,3 +189,14 @@ def test_more_ranks_never_hold_more(model):
     own = model.architecture
     sizes = [size(own, Split(tp)) for tp in (1, 2, 4) if own.num_attention_heads % tp == 0]
     assert sizes == sorted(sizes, reverse=True)
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_bytes_by_part_are_those_of_the_tensors_one_by_one(name):
+    model = models.get(name).architecture
+    for split in (Split(), Split(tensor=2, pipeline=3), Split(tensor=2, expert=model.experts is not None)):
+        for stage in range(split.pipeline):
+            parts = Counter()
+            for tensor in tensors(model, split, stage, dtype="bfloat16"):
+                parts[tensor.part] += tensor.bytes
+            assert part_bytes(model, split, stage, "bfloat16") == parts

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pyinfra.api.inventory import Inventory
 
     from models.model import Model
-    from models.plan import Node, Plan
+    from models.plan import Node, Plan, Request
 
 
 # What pyinfra has loaded stays until the end: looking through it for garbage then takes a tenth
@@ -116,26 +116,35 @@ def model_of(own: Settings) -> Model:
         raise InventoryError("no model: set it with --data model=NAME; names: rackserve models")
     chosen = models.get(own.model)
     return chosen.with_(
-        revision=own.revision, preset=own.preset, arguments=own.vllm_args, environment=own.vllm_env
+        revision=own.revision,
+        preset=own.preset or own.optimize,
+        arguments=own.vllm_args,
+        environment=own.vllm_env,
+    )
+
+
+def request_of(own: Settings) -> Request:
+    """What the settings say of a plan."""
+    from models.fit import Targets
+    from models.plan import Request
+
+    return Request(
+        targets=Targets(context=own.context, concurrency=own.concurrency),
+        optimize=own.optimize,  # type: ignore[arg-type]
+        replicas=own.replicas or (None if own.optimize == "throughput" else 1),
+        tensor_parallel=own.tensor_parallel,
+        pipeline_parallel=own.pipeline_parallel,
+        executor=own.executor,  # type: ignore[arg-type]
+        port=own.port,
     )
 
 
 def plan_of(cluster: Cluster, own: Settings) -> Plan:
     """The plan for a cluster whose hosts share the settings in `own`."""
     # Imported late, like Node: of a run that changes nothing and plans nothing it is a thirtieth.
-    from models.fit import Targets
-    from models.plan import plan as make_plan
+    from models.plan import planned
 
-    made = make_plan(
-        model_of(own),
-        cluster.nodes,
-        targets=Targets(context=own.context, concurrency=own.concurrency),
-        replicas=own.replicas,
-        tensor_parallel=own.tensor_parallel,
-        pipeline_parallel=own.pipeline_parallel,
-        executor=own.executor,  # type: ignore[arg-type]
-        port=own.port,
-    )
+    made = planned(model_of(own), cluster.nodes, request_of(own))
     gpu = made.replicas[0].gpu
     if gpu is not None and gpu.vendor == "amd":
         raise InventoryError(f"{gpu.name}: it can be planned, not served: there is no ROCm runtime yet")

@@ -18,6 +18,7 @@ from models.errors import InventoryError
 
 EXECUTORS = ("auto", "ray", "mp")
 RUNTIMES = ("cuda", "cpu")
+OPTIMIZE = ("latency", "throughput")
 
 #: What may differ between hosts.
 PER_HOST = ("plugins", "wheelhouse", "hf_endpoint", "hf_token", "address", "interface", "gpu", "gpus")
@@ -37,7 +38,8 @@ class Settings:
     preset: str | None = None  # latency, throughput or long-context: the model's own arguments unless set
     context: int | None = None  # tokens of a request; the most that fit unless set
     concurrency: int = 1  # requests of that length that must fit at once
-    replicas: int = 1
+    optimize: str | None = None  # latency or throughput: chooses the split, and the preset
+    replicas: int | None = None  # one; with optimize=throughput as many as are quickest
     tensor_parallel: int | None = None  # GPUs of a node unless set
     pipeline_parallel: int | None = None  # nodes of a replica unless set
     executor: str = "auto"  # across nodes: ray (auto), or mp, vLLM's own
@@ -63,9 +65,11 @@ class Settings:
     def __post_init__(self) -> None:
         _one_of("executor", self.executor, EXECUTORS)
         _one_of("runtime", self.runtime, RUNTIMES)
-        for name in ("concurrency", "replicas", "port", "ready_timeout"):
+        if self.optimize is not None:
+            _one_of("optimize", self.optimize, OPTIMIZE)
+        for name in ("concurrency", "port", "ready_timeout"):
             _at_least(name, getattr(self, name), 1)
-        for name in ("context", "tensor_parallel", "pipeline_parallel"):
+        for name in ("context", "replicas", "tensor_parallel", "pipeline_parallel"):
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), 1)
         _at_least("gpus", self.gpus, 0)

@@ -178,7 +178,12 @@ def plan(model: Model, nodes: Sequence[Node], **said: Any) -> Plan:
     would not start. Nodes without GPUs serve nothing. Each replica takes the same number
     of nodes, in the inventory's order; sizes that are not given use all the GPUs there are.
     """
-    return choose(options(model, nodes, Request(**said)), Request(**said))
+    return planned(model, nodes, Request(**said))
+
+
+def planned(model: Model, nodes: Sequence[Node], request: Request) -> Plan:
+    """`plan` for a request that is one already."""
+    return choose(options(model, nodes, request), request)
 
 
 def choose(found: Sequence[Plan], request: Request) -> Plan:

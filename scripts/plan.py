@@ -13,7 +13,6 @@ import click
 from click.core import ParameterSource
 
 from models.errors import BadInput
-from models.fit import Targets
 from models.model import PRESETS, Model
 from models.plan import Node, Request
 from scripts import report
@@ -122,16 +121,8 @@ def _of_inventory(name: str, what: str | None, said: Mapping[str, Any]) -> Asked
     """What `rackserve deploy serve` would plan there, with what is said over it."""
     from scripts import runner
 
-    cluster, own = runner.read_inventory(runner.inventory_path(name))
+    cluster, own, request = runner.read_inventory(runner.inventory_path(name))
     model = _model(what or own.model, said, own)
-    request = Request(
-        replicas=own.replicas,
-        tensor_parallel=own.tensor_parallel,
-        pipeline_parallel=own.pipeline_parallel,
-        executor=own.executor,
-        port=own.port,
-        targets=Targets(context=own.context, concurrency=own.concurrency),
-    )
     without = [node.name for node in cluster.nodes if node.gpus and node.gpu is None]
     if without:
         raise Refused(
@@ -147,8 +138,11 @@ def _model(what: str, said: Mapping[str, Any], own: Any = None) -> Model:
         raise Refused("which model? `rackserve models` lists them")
     chosen = source.find(what, said["revision"])
     if own is not None:
-        chosen = chosen.with_(preset=own.preset, arguments=own.vllm_args, environment=own.vllm_env)
-    return chosen.with_(preset=said["preset"] or said["optimize"], arguments=_arguments(said["vllm_args"]))
+        preset = said["preset"] or said["optimize"] or own.preset or own.optimize
+        chosen = chosen.with_(preset=preset, arguments=own.vllm_args, environment=own.vllm_env)
+    elif said["preset"] or said["optimize"]:
+        chosen = chosen.with_(preset=said["preset"] or said["optimize"])
+    return chosen.with_(arguments=_arguments(said["vllm_args"]))
 
 
 def _request(request: Request, said: Mapping[str, Any]) -> Request:
@@ -160,7 +154,8 @@ def _request(request: Request, said: Mapping[str, Any]) -> Request:
     targets = {key: said[key] for key in ("context", "concurrency") if said[key] is not None}
     if said["optimize"] == "throughput" and said["replicas"] is None:
         given["replicas"] = None  # as many as are quickest together
-    return replace(request, **given, targets=replace(request.targets, **targets), optimize=said["optimize"])
+    optimize = said["optimize"] or request.optimize
+    return replace(request, **given, targets=replace(request.targets, **targets), optimize=optimize)
 
 
 def _nodes(gpus: str, count: int | None) -> tuple[Node, ...]:

@@ -162,15 +162,18 @@ def _require_hosts() -> None:
         raise Refused("no host of the inventory was chosen: check --limit")
 
 
-def read_inventory(path: str) -> tuple[Any, Any]:
-    """An inventory's cluster and the settings its hosts share, without connecting to any."""
+def read_inventory(path: str) -> tuple[Any, Any, Any]:
+    """An inventory's cluster, the settings its hosts share, and the request for a plan in them.
+
+    Connects to no host.
+    """
     os.chdir(REPOSITORY)
     from pyinfra.api import State
     from pyinfra.context import ctx_state
     from pyinfra_cli.exceptions import UnexpectedExternalError
     from pyinfra_cli.inventory import make_inventory
 
-    from deploys.cluster import read
+    from deploys.cluster import read, request_of
     from deploys.settings import settings
 
     try:
@@ -179,4 +182,5 @@ def read_inventory(path: str) -> tuple[Any, Any]:
     except UnexpectedExternalError as error:
         raise _unexpected(error) from None
     cluster = read(inventory)
-    return cluster, settings(cluster.control.name, cluster.control.data)
+    own = settings(cluster.control.name, cluster.control.data)
+    return cluster, own, request_of(own)

@@ -222,3 +222,23 @@ def test_chat_with_hosts_that_serve_nothing_fails_saying_what_to_do(inventory):
     done = rackserve("chat", "hello", "-i", inventory(fake_responses={"python3 -c": "[]"}))
     assert done.returncode == 1
     assert done.stderr == "rackserve: nothing is served; run `rackserve deploy serve_llama` first\n"
+
+
+def test_hardware_without_a_runtime_is_planned_and_not_served(inventory):
+    path = inventory(gpu="MI300X")
+    said = refused(rackserve("deploy", "serve", "-i", path, "--data", "model=llama-3.1-70b-instruct"))
+    assert "MI300X: it can be planned, not served" in said
+    assert rackserve("plan", "llama-3.1-70b-instruct", "-i", path).returncode == 0
+
+
+def test_a_model_that_does_not_fit_is_not_served(inventory):
+    path = inventory(gpu="L40S", gpus=1)
+    said = refused(rackserve("deploy", "serve", "-i", path, "--data", "model=llama-3.1-405b-instruct"))
+    assert "does not fit: each GPU lacks" in said and "rackserve plan llama-3.1-405b-instruct" in said
+
+
+def test_nodes_of_different_gpus_are_refused_by_name(inventory):
+    file = inventory(workers=[2], gpu="H100")
+    file.write_text(file.read_text().replace("H100", "H200", 1))
+    said = refused(rackserve("deploy", "serve", "-i", file, "--data", "model=llama-3.1-70b-instruct"))
+    assert "@fake/gpu1 H200, @fake/gpu2 H100" in said

@@ -2,6 +2,7 @@
 
 import pytest
 
+from deploys.cluster import model_of, request_of
 from deploys.settings import Settings, check_names, check_same, settings
 from models.errors import InventoryError
 
@@ -15,7 +16,7 @@ def no_token_outside(monkeypatch):
 
 def test_defaults_are_a_cluster_of_eight_gpu_nodes_served_by_cuda():
     own = settings("gpu1", HOST)
-    assert (own.gpus, own.runtime, own.executor, own.port, own.replicas) == (8, "cuda", "auto", 8000, 1)
+    assert (own.gpus, own.runtime, own.executor, own.port, own.replicas) == (8, "cuda", "auto", 8000, None)
     assert (own.tensor_parallel, own.pipeline_parallel) == (None, None)
     assert (own.model, own.revision, own.weights_path, own.plugins, own.wheelhouse) == (
         "",
@@ -136,3 +137,13 @@ def test_a_setting_that_must_be_the_same_everywhere_is_compared():
 
 def test_what_belongs_to_a_host_may_differ():
     check_same({"gpu1": settings("gpu1", HOST), "gpu2": settings("gpu2", {**HOST, "gpus": 4})})
+
+
+def test_what_is_optimized_chooses_the_preset_and_how_many_replicas():
+    own = settings("gpu1", {**HOST, "model": "llama-3.1-70b-instruct", "optimize": "throughput"})
+    assert request_of(own).replicas is None and request_of(own).optimize == "throughput"
+    assert model_of(own).arguments["max-num-seqs"] == 1024
+    assert request_of(settings("gpu1", HOST)).replicas == 1
+    assert request_of(settings("gpu1", {**HOST, "replicas": 3, "optimize": "throughput"})).replicas == 3
+    with pytest.raises(InventoryError, match="optimize is 'speed': must be one of latency, throughput"):
+        settings("gpu1", {**HOST, "optimize": "speed"})

@@ -192,7 +192,7 @@ def plot(found: Found, path: Path) -> None:
 
     stages = found.memory()
     parts = sorted({part for stage in stages for part in stage}, key=PARTS.index)
-    figure, axes = pyplot.subplots(figsize=(8, 1.6 + 0.4 * len(stages)), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(8, 2.4 + 0.4 * len(stages)), layout="constrained")
     left = [0.0] * len(stages)
     colors = pyplot.get_cmap("tab20")
     for index, part in enumerate(parts):
@@ -204,7 +204,7 @@ def plot(found: Found, path: Path) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("GiB of a GPU")
     axes.set_title(f"{found.nearest.model.name}, {_name(found.nearest)}")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.35), ncol=5, fontsize="small")
+    figure.legend(loc="outside lower center", ncol=5, fontsize="small")
     figure.savefig(path)
     pyplot.close(figure)
 

@@ -256,6 +256,7 @@ def _plan(
         wanted = _wanted(model, request.targets)
         how = memory.serving(model.architecture, flags, model.environment, gpu)
         how = replace(how, sequences=max(how.sequences, wanted.concurrency))
+        how = _batched(model, how, wanted.concurrency)
         found = fitting.fit(model.architecture, split, gpu, how, wanted)
         flags |= {
             "max-model-len": found.max_model_len,
@@ -280,6 +281,20 @@ def _plan(
             )
             for index in range(count)
         ),
+    )
+
+
+def _batched(model: Model, how: memory.Serving, concurrency: int) -> memory.Serving:
+    """A step has room for a token of each request, or vLLM does not start (config/scheduler.py:331)."""
+    batched, said = max(how.batched, concurrency), model.arguments
+    if how.sequences <= batched:
+        return replace(how, batched=batched)
+    if "max-num-batched-tokens" not in said:
+        return replace(how, batched=how.sequences)
+    if "max-num-seqs" not in said:
+        return replace(how, sequences=batched)
+    raise PlanError(
+        f"{model.name}: max-num-batched-tokens is {batched}: must be at least max-num-seqs, {how.sequences}"
     )
 
 

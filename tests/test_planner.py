@@ -116,6 +116,21 @@ def test_as_many_requests_as_are_wanted_at_once_may_run_at_once():
     assert replica.arguments["max-num-seqs"] == 300
 
 
+@pytest.mark.parametrize("said", [{"max-num-seqs": 10_000}, {"max-num-batched-tokens": 128}, {}])
+def test_a_step_has_room_for_a_token_of_each_request(said):
+    concurrency = 1 if said else 10_000
+    model = models.get("llama-3.1-70b").with_(arguments=said)
+    (replica,) = plan(model, nodes(2, 8, "H200"), targets=wanted(100, concurrency)).replicas
+    assert replica.arguments["max-num-seqs"] >= concurrency
+    assert replica.arguments["max-num-batched-tokens"] >= replica.arguments["max-num-seqs"]
+
+
+def test_a_step_that_is_said_to_have_less_is_refused():
+    model = models.get("llama-3.1-70b").with_(arguments={"max-num-seqs": 512, "max-num-batched-tokens": 128})
+    with pytest.raises(PlanError, match="must be at least max-num-seqs, 512"):
+        plan(model, nodes(2, 8, "H200"))
+
+
 def test_no_memory_is_planned_where_the_gpu_is_not_known():
     (replica,) = plan(models.get("llama-3.1-405b"), nodes(1, 8, None)).replicas
     assert replica.fit is None and "max-model-len" not in replica.arguments

@@ -102,11 +102,6 @@ class Architecture:
     def has_experts(self, layer: int) -> bool:
         return self.experts is not None and layer not in self.experts.dense_layers
 
-    @property
-    def is_known(self) -> bool:
-        """Whether every tensor of this class is known here; else sizes are estimates."""
-        return self.kind in KINDS
-
 
 #: Classes whose tensors models/weights.py lists, as vLLM 0.32 builds them.
 KINDS = (

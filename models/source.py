@@ -87,11 +87,11 @@ def from_hub(repository: str, revision: str | None = None) -> Model:
 
 def make(name: str, repository: str, config: Mapping[str, Any], index: Mapping[str, Any] | None) -> Model:
     """The model of these two files; ModelError where they contradict each other."""
+    kinds = config.get("architectures")
+    kind = kinds[0] if isinstance(kinds, list) and kinds else None
+    if kind is not None and kind not in KINDS:  # said first: others name their numbers otherwise
+        raise ModelError(f"{name}: the memory of {kind} is not known; known are {', '.join(KINDS)}")
     model = Model(name=name, repository=repository, config=config)
-    if not model.architecture.is_known:
-        raise ModelError(
-            f"{name}: the memory of {model.architecture.kind} is not known; known are {', '.join(KINDS)}"
-        )
     if index is not None:
         _compare(model, index)
     return model

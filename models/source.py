@@ -30,6 +30,8 @@ def find(what: str, revision: str | None = None) -> Model:
         return get(what)
     if os.path.isdir(what):  # not Path.is_dir, which raises on a name that is too long
         return from_folder(Path(what))
+    if what.startswith((".", "/", "~")):
+        raise UnknownModel(f"unknown model {what!r}: there is no such folder")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", what):
         return from_hub(what, revision)
     return get(what)  # which says what the nearest names are
@@ -52,6 +54,7 @@ def from_hub(repository: str, revision: str | None = None) -> Model:
         EntryNotFoundError,
         GatedRepoError,
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -78,6 +81,8 @@ def from_hub(repository: str, revision: str | None = None) -> Model:
         raise UnknownModel(
             f"{repository}: the hub has no such repository, or HF_TOKEN may not see it"
         ) from None
+    except HFValidationError:
+        raise UnknownModel(f"{repository!r} is not a repository of the hub: write ORG/NAME") from None
     except (HfHubHTTPError, OSError) as error:
         raise ModelError(f"{repository}: the hub does not answer: {str(error).splitlines()[0]}") from None
     if config is None:

@@ -95,7 +95,10 @@ def models(as_json: bool) -> None:
     """List the models of the catalogue."""
     import models as catalogue
 
-    listed = [catalogue.get(name) for name in catalogue.names()]
+    try:
+        listed = [catalogue.get(name) for name in catalogue.names()]
+    except BadInput as error:
+        raise Refused(str(error)) from None
     click.echo(
         json.dumps([report.entry(model) for model in listed], indent=1)
         if as_json

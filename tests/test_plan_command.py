@@ -214,6 +214,8 @@ def test_a_strange_log_is_no_traceback(tmp_path):
         (("tiny-llama", "--gpus", "16xH100", "--nodes", 0), "--nodes 0: must be at least 1"),
         (("tiny-llama", "--gpus", "16xH100", "--nodes", -1), "--nodes -1: must be at least 1"),
         (("tiny-llama", "--nodes", 2), "give both"),
+        (("./nosuch", "--gpus", "4xH100"), "unknown model './nosuch': there is no such folder"),
+        (("bad-/name-", "--gpus", "4xH100"), "not a repository of the hub"),
         (("tiny-llama", "--gpus", "4xH100", "-i", "cluster"), "either --gpus or an inventory"),
         ((*LLAMA, "--context", 0), "context is 0"),
         ((*LLAMA, "--context", -1), "context is -1"),
@@ -247,6 +249,14 @@ def test_a_plot_that_cannot_be_written_is_refused():
     done = rackserve(*LLAMA, "--plot", "/nonexistent/x.svg")
     assert done.exit_code == 2
     assert done.stderr == "rackserve: --plot /nonexistent/x.svg: No such file or directory\n"
+
+
+def test_a_catalogue_file_with_a_mistake_is_one_line(monkeypatch, tmp_path):
+    (tmp_path / "with-a-mistake.yaml").write_text("repository: a/b\nconfig: {}\n")
+    monkeypatch.setattr(models, "_CATALOGUE", tmp_path)
+    done = CliRunner().invoke(main, ["models"])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.startswith("rackserve: with-a-mistake: config.json has no architectures")
 
 
 def test_models_as_json_have_their_published_parameters():

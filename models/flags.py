@@ -32,6 +32,15 @@ WHY = {
     "compilation-config": "the lab's CPUs need none of torch.compile",
 }
 
+#: For sizes of 1.
+NOT_CUT = {"tensor-parallel-size": "one GPU holds a layer", "pipeline-parallel-size": "one stage holds all"}
+
+#: What changes memory, or the model, in ways that no plan counts.
+NOT_COUNTED = (
+    "cpu-offload-gb", "enable-lora", "hf-overrides", "kv-offloading-size", "load-format", "quantization",
+    "speculative-config", "kv-transfer-config", "limit-mm-per-prompt",
+)  # fmt: skip
+
 OWN = "asked for, or the model's own file"
 
 
@@ -42,4 +51,12 @@ def reasons(replica: Replica, model: Model) -> dict[str, tuple[object, str]]:
         told["distributed-executor-backend"] = replica.executor
     if model.template:
         told.setdefault("chat-template", f"models/templates/{model.template}.jinja")
-    return {name: (value, WHY.get(name, OWN)) for name, value in told.items()}
+    whys = {
+        name: NOT_CUT[name] if name in NOT_CUT and told[name] == 1 else WHY.get(name, OWN) for name in told
+    }
+    return {name: (value, whys[name]) for name, value in told.items()}
+
+
+def not_counted(model: Model) -> list[str]:
+    """The model's arguments that a plan does not know what to make of."""
+    return [name for name in NOT_COUNTED if model.arguments.get(name)]

@@ -43,10 +43,6 @@ class Gpu:
     source: str = ""
 
     @property
-    def has_fp8(self) -> bool:
-        return self.vendor == "amd" or self.capability >= 89
-
-    @property
     def mxfp4_padding(self) -> tuple[int, int]:
         """What vLLM pads MXFP4 experts to: width, hidden (fused_moe/oracle/mxfp4.py:816)."""
         if self.capability == 90:

@@ -101,7 +101,7 @@ def serving(
         utilization=_share(arguments.get("gpu-memory-utilization", UTILIZATION)),
         batched=_count("max-num-batched-tokens", arguments, BATCHED_TOKENS),
         sequences=_count("max-num-seqs", arguments, SEQUENCES),
-        block_size=_count("block-size", arguments, block if cpu else BLOCK_SIZE),
+        block_size=_block(_count("block-size", arguments, block if cpu else BLOCK_SIZE)),
         eager=bool(arguments.get("enforce-eager", False)),
         kv_cache_memory=memory,
         asynchronous=not cpu,
@@ -170,6 +170,13 @@ def _share(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
         raise ModelError(f"gpu-memory-utilization is {value!r}: must be above 0 and at most 1")
     return float(value)
+
+
+def _block(size: int) -> int:
+    """Attention's kernels take multiples of 16 (v1/attention/backends/flash_attn.py)."""
+    if size % 16:
+        raise ModelError(f"block-size is {size}: must be a multiple of 16")
+    return size
 
 
 def _count(name: str, arguments: Mapping[str, Any], default: int) -> int:

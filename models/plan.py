@@ -120,11 +120,17 @@ class Replica:
         """The node rank of a host in this replica; ValueError when it is not in it."""
         return self.hosts.index(host)
 
+    def stage_gpus(self, stage: int) -> dict[str, list[int]]:
+        """{host: its GPUs} of one pipeline stage: ranks go TP first, node after node."""
+        width, held = self.split.gpus // self.split.pipeline, self.gpus_per_node
+        gpus: dict[str, list[int]] = {}
+        for rank in range(stage * width, (stage + 1) * width):
+            gpus.setdefault(self.hosts[rank // held], []).append(rank % held)
+        return gpus
+
     def stage_hosts(self, stage: int) -> tuple[str, ...]:
-        """The hosts of one pipeline stage: ranks go TP first, node after node."""
-        width = self.split.gpus // self.split.pipeline
-        ranks = range(stage * width, (stage + 1) * width)
-        return tuple(dict.fromkeys(self.hosts[rank // self.gpus_per_node] for rank in ranks))
+        """The hosts of one pipeline stage, in order."""
+        return tuple(self.stage_gpus(stage))
 
 
 @dataclass(frozen=True)
@@ -190,7 +196,8 @@ def choose(found: Sequence[Plan], request: Request) -> Plan:
     """The best of the options for what the request optimizes; DoesNotFit when none fits."""
     fits = [option for option in found if _missing(option) == 0]
     if not fits:
-        nearest = min(found, key=_missing)
+        usual = [option for option in found if _apart(option) == _apart(found[0])]
+        nearest = min(usual, key=_missing)
         raise DoesNotFit(nearest.model.name, _missing(nearest), nearest)
     if request.optimize is None:
         return fits[0]

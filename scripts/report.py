@@ -94,6 +94,7 @@ def as_json(found: Found) -> dict[str, Any]:
         "model": model.name,
         "repository": model.repository,
         "memory_per_gpu": found.memory()[found.fullest],
+        "not_counted": flags.not_counted(model),
     }
     if found.plan is None:
         return {
@@ -119,8 +120,13 @@ def as_text(found: Found, explain: bool = False) -> str:
     else:
         lines += [_where(replica, found) for replica in found.plan.replicas]
         lines += ["", *_table(found), "", *_serves(found), "", *_flags(found.plan.replicas[0], model)]
+        if uncounted := flags.not_counted(model):
+            lines += ["", f"Not counted in this plan: {', '.join(uncounted)}"]
+        lines += [
+            "",
+            "Beside it:" if found.alternatives else "Nothing beside it is better in anything.",
+        ]
         if found.alternatives:
-            lines += ["", "Beside it:"]
             lines += [f"  {_name(one.plan):34} {one.trades}" for one in found.alternatives]
     if explain:
         lines += ["", *_explain(found)]
@@ -216,7 +222,8 @@ def _headline(found: Found) -> str:
         f" on {len(first.nodes)} nodes" if len(first.nodes) > 1 else ""
     )
     if found.plan is None:
-        return f"{model.name} does not fit on {there}: each GPU lacks {_gib(found.missing_bytes)}"
+        lacks = _gib(found.missing_bytes)
+        return f"{model.name} does not fit on {there} ({_split(first)}): each GPU lacks {lacks}"
     copies = f"{len(found.plan.replicas)} replicas, each " if len(found.plan.replicas) > 1 else ""
     return f"{model.name} fits: {copies}{_split(first)} on {there}"
 
@@ -235,16 +242,24 @@ def _split(replica: Replica) -> str:
 
 
 def _where(replica: Replica, found: Found) -> str:
-    stages = [", ".join(replica.stage_hosts(stage)) for stage in range(replica.split.pipeline)]
-    across = f" through {replica.executor}" if replica.executor != "local" else ""
-    per = replica.gpus_per_node
-    if len(stages) == 1:
-        return f"  {replica.name}: {stages[0]}, {per} GPUs each{across}"
+    """Which hosts and GPUs, in rank order."""
+    across = f", through {replica.executor}" if replica.executor != "local" else ""
     layers = weights.stages(found.nearest.model.architecture.num_hidden_layers, replica.split.pipeline)
-    shown = "; ".join(f"{hosts} ({count} layers)" for hosts, count in zip(stages, layers, strict=True))
+    stages = [_gpus(replica.stage_gpus(stage)) for stage in range(replica.split.pipeline)]
+    if len(stages) == 1:
+        return f"  {replica.name}: {stages[0]}{across}"
     if len(stages) > MOST_STAGES:
         shown = f"{stages[0]} to {stages[-1]}, {min(layers)} to {max(layers)} layers each"
-    return f"  {replica.name}: {shown}, {per} GPUs each{across}"
+        return f"  {replica.name}: {shown}{across}"
+    shown = "; ".join(f"{gpus}: {count} layers" for gpus, count in zip(stages, layers, strict=True))
+    return f"  {replica.name}: {shown}{across}"
+
+
+def _gpus(there: Mapping[str, Sequence[int]]) -> str:
+    names = (
+        f"{host} GPU {gpus[0]}" + (f"-{gpus[-1]}" if len(gpus) > 1 else "") for host, gpus in there.items()
+    )
+    return ", ".join(names)
 
 
 def _table(found: Found) -> list[str]:
@@ -341,7 +356,7 @@ def _replica_json(replica: Replica, found: Found) -> dict[str, Any]:
         "max_concurrency": replica.max_concurrency,
         "stages": [
             {
-                "hosts": list(replica.stage_hosts(stage)),
+                "gpus": replica.stage_gpus(stage),
                 "layers": layers[stage],
                 "memory_per_gpu": memory[stage],
             }

@@ -70,7 +70,7 @@ def test_a_fit_says_the_split_the_memory_the_context_and_vllms_flags():
 def test_a_refusal_says_what_is_missing_and_what_would_fit_and_ends_with_3():
     done = rackserve(*R1)
     assert done.exit_code == 3
-    assert done.stdout.startswith("deepseek-r1 does not fit on 8 H100: each GPU lacks ")
+    assert done.stdout.startswith("deepseek-r1 does not fit on 8 H100 (TP 8 x PP 1, EP): each GPU lacks ")
     assert done.stdout.endswith("What would fit:\n  2 nodes of 8 H100\n  H200 instead of H100\n")
 
 
@@ -275,3 +275,10 @@ def test_planning_gpus_imports_neither_pyinfra_nor_what_else_takes_long(words):
     loaded = {name.partition(".")[0] for name in done.stderr.split()}
     assert "models" in loaded
     assert not loaded & {"pyinfra", "gevent", "torch", "vllm", "matplotlib", "huggingface_hub", "numpy"}
+
+
+def test_a_plan_names_the_gpus_of_every_stage_and_what_it_does_not_count():
+    said = CliRunner().invoke(main, ["plan", "qwen2.5-32b-instruct", "--gpus", "3xH100",
+                                     "--vllm-arg", "cpu-offload-gb=4"]).stdout  # fmt: skip
+    assert "node1 GPU 0: 21 layers; node1 GPU 1: 22 layers; node1 GPU 2: 21 layers" in said
+    assert "Not counted in this plan: cpu-offload-gb" in said

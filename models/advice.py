@@ -43,8 +43,8 @@ def suggestions(
 ) -> list[Suggestion]:
     """The nearest things that do fit, each planned. `smaller` are models that may stand in."""
     tried = (*_asking_less(model, nodes, request), *_other_splits(model, nodes, request),
-             *_other_models(smaller, nodes, request), *_more_nodes(model, nodes, request),
-             *_other_gpus(model, nodes, request))  # fmt: skip
+             *_other_cache(model, nodes, request), *_other_models(smaller, nodes, request),
+             *_more_nodes(model, nodes, request), *_other_gpus(model, nodes, request))  # fmt: skip
     return [one for one in tried if fits(one.model, one.nodes, one.request)]
 
 
@@ -120,6 +120,17 @@ def _other_splits(model: Model, nodes: Sequence[Node], request: Request) -> Iter
                 f"TP {first.tensor_parallel} x PP {first.pipeline_parallel}", dict(sizes), model, nodes, asked
             )
             return
+
+
+def _other_cache(model: Model, nodes: Sequence[Node], request: Request) -> Iterator[Suggestion]:
+    """An FP8 KV cache, on GPUs that have FP8 and for models that say nothing of theirs."""
+    if not nodes[0].gpu or hardware.gpu(nodes[0].gpu).capability < 89 or "kv-cache-dtype" in model.arguments:
+        return
+    arguments = {"kv-cache-dtype": "fp8"}
+    change: dict[str, object] = {"vllm_args": arguments}
+    yield _suggest(
+        "an FP8 KV cache (kv-cache-dtype: fp8)", change, model.with_(arguments=arguments), nodes, request
+    )
 
 
 def _other_models(smaller: Sequence[Model], nodes: Sequence[Node], request: Request) -> Iterator[Suggestion]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -24,8 +26,23 @@ PRESETS: Mapping[str, Arguments] = {
 
 
 def _long(arguments: Arguments) -> dict[str, Any]:
-    """With vLLM's long names, which its config file also takes with underscores."""
-    return {name.replace("_", "-"): value for name, value in arguments.items()}
+    """With vLLM's long names, which its config file also takes with underscores.
+
+    ModelError for a name that is none: its parser would take a prefix, or end the server.
+    """
+    long = {name.replace("_", "-"): value for name, value in arguments.items()}
+    for name in long:
+        if name.removeprefix("no-").split(".")[0] not in _flags():
+            near = difflib.get_close_matches(name, _flags(), n=2)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise ModelError(f"vLLM has no flag {name}{hint}")
+    return long
+
+
+@cache
+def _flags() -> frozenset[str]:
+    """The long names of `vllm serve` in 0.32 and 0.33; tests/test_lab_vllm.py holds the list to them."""
+    return frozenset(Path(__file__).with_name("vllm_flags.txt").read_text().split())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,6 +80,8 @@ def test_vllm_for_gpus_parses_every_plan_for_gpus() -> None:
     assert len(plans) > 1000
     said = ask("parse.py", plans, PYTHONPATH=str(software.gpu_vllm()))
     assert said["version"].startswith("0.33.")
+    flags = {name.removeprefix("no-") for name in said["names"]} - {"help", "config"}
+    assert flags == set(Path(models.__file__).with_name("vllm_flags.txt").read_text().split())
     assert [wrong for wrong in said["wrong"] if wrong] == []
 
 

@@ -137,3 +137,10 @@ def test_a_models_arguments_cannot_be_changed_in_place():
         own.arguments["seed"] = 3
     with pytest.raises(AttributeError):
         own.revision = "v2"
+
+
+def test_a_flag_that_vllm_has_not_is_refused_with_the_nearest():
+    with pytest.raises(ModelError, match="vLLM has no flag max-modl-len; did you mean max-model-len"):
+        model().with_(arguments={"max-modl-len": 17})
+    changed = model().with_(arguments={"max_model_len": 17, "no-enable-prefix-caching": True})
+    assert dict(changed.arguments) == {"max-model-len": 17, "no-enable-prefix-caching": True}

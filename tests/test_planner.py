@@ -289,7 +289,9 @@ def test_what_is_suggested_fits_when_it_is_asked_for(case):
     for one in advice.suggestions(own, where, request, smaller):
         changed, there, chosen = request, where, own
         for what, value in one.change.items():
-            if what == "nodes":
+            if what == "vllm_args":
+                chosen = chosen.with_(arguments=value)
+            elif what == "nodes":
                 there = nodes(value, where[0].gpus, where[0].gpu)
             elif what == "gpu":
                 there = nodes(len(where), where[0].gpus, value)

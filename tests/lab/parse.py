@@ -1,8 +1,8 @@
 """Runs in a vLLM's environment: does its own parser take these config files?
 
 Reads [{"arguments": {...}, "environment": {...}}, ...] from stdin and prints {"version": vLLM's,
-"wrong": [what is wrong with each, or null]}. Names are matched whole: the parser itself takes
-any prefix of one.
+"wrong": [what is wrong with each, or null], "names": [its flags]}. Names are matched whole: the
+parser itself takes any prefix of one.
 """
 
 import json
@@ -38,7 +38,8 @@ def main() -> None:
     serve = ServeSubcommand().subparser_init(parser.add_subparsers(dest="subparser"))
     parser.error = serve.error = _refuse  # type: ignore[method-assign]
     wrong = [_wrong(parser, serve, case) for case in json.load(sys.stdin)]
-    print(json.dumps({"version": vllm.__version__, "wrong": wrong}))
+    names = [name[2:] for name in serve._option_string_actions if name.startswith("--")]
+    print(json.dumps({"version": vllm.__version__, "wrong": wrong, "names": names}))
 
 
 def _wrong(parser: FlexibleArgumentParser, serve: FlexibleArgumentParser, case: dict) -> str | None:

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 
 import click
 
-from scripts.runner import REPOSITORY, Failed
+from scripts.refusal import Failed, Refused
+from scripts.runner import REPOSITORY
 from tests.lab import Lab
 from tests.lab.paths import STATE
 
@@ -49,7 +50,10 @@ def timed(took: dict[str, float], stage: str) -> Iterator[None]:
 
 def rackserve(*words: str) -> str:
     """Run one of our own commands as a person would; its messages go to the lab's demo.log."""
-    STATE.mkdir(parents=True, exist_ok=True)
+    try:
+        STATE.mkdir(parents=True, exist_ok=True)
+    except PermissionError:
+        raise Refused("the lab makes network interfaces and mounts: run it as root") from None
     log = STATE / "demo.log"
     command = [sys.executable, "-c", "from scripts.cli import main; main()", *words]
     with log.open("ab") as stderr:

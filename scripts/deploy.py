@@ -7,6 +7,7 @@ import time
 import click
 
 from scripts import runner
+from scripts.refusal import Refused
 
 inventory_option = click.option(
     "-i", "--inventory", default="cluster", show_default=True, envvar="RACKSERVE_INVENTORY",
@@ -42,6 +43,9 @@ def deploy(
 
     A second run changes nothing. Settings: deploys/settings.py lists them.
     """
+    for one in data:
+        if "=" not in one:
+            raise Refused(f"--data {one}: write KEY=VALUE")
     started = time.monotonic()
     words = [runner.inventory_path(inventory), runner.deploy_path(name), *more]
     words += ["--dry"] if dry else [] if diff else ["-y"]

@@ -73,9 +73,8 @@ def run(arguments: Sequence[str]) -> None:
     except UnexpectedExternalError as error:
         raise _unexpected(error) from None
     except UnexpectedInternalError as error:
-        if isinstance(error.exception, SyntaxError):  # an inventory's
-            wrong = error.exception
-            raise Refused(f"{wrong.filename} line {wrong.lineno}: {wrong.msg}") from None
+        if isinstance(error.exception, SyntaxError):
+            raise _mistyped(error.exception) from None
         raise
     except (KeyboardInterrupt, click.Abort):
         raise Failed("interrupted; run it again to finish what was begun") from None
@@ -111,6 +110,11 @@ def address(host: str) -> str:
     return str(data.get("ssh_hostname") or data.get("address") or host)
 
 
+def _mistyped(wrong: SyntaxError) -> Refused:
+    """An inventory that is no Python."""
+    return Refused(f"{wrong.filename} line {wrong.lineno}: {wrong.msg}")
+
+
 def _refusal(error: Exception) -> Refused:
     from deploys.cluster import Refused as BadInput
 
@@ -140,7 +144,7 @@ def _what_failed() -> str:
     if failures or not ctx_state.isset():
         return "; ".join(failures)
     state = ctx_state.get()
-    hosts = sorted(state.failed_hosts, key=lambda host: host.name)
+    hosts = sorted(getattr(state, "failed_hosts", ()), key=lambda host: host.name)
     return "; ".join(f"{host.name}: {_last_words(state, host)}" for host in hosts)
 
 
@@ -169,8 +173,9 @@ def read_inventory(path: str) -> tuple[Any, Any, Any]:
     """
     os.chdir(REPOSITORY)
     from pyinfra.api import State
+    from pyinfra.api.exceptions import PyinfraError
     from pyinfra.context import ctx_state
-    from pyinfra_cli.exceptions import UnexpectedExternalError
+    from pyinfra_cli.exceptions import CliError, UnexpectedExternalError
     from pyinfra_cli.inventory import make_inventory
 
     from deploys.cluster import read, request_of
@@ -181,6 +186,10 @@ def read_inventory(path: str) -> tuple[Any, Any, Any]:
             inventory = make_inventory(path, cwd=str(REPOSITORY))
     except UnexpectedExternalError as error:
         raise _unexpected(error) from None
+    except SyntaxError as error:
+        raise _mistyped(error) from None
+    except (PyinfraError, CliError) as error:
+        raise Refused(f"{path}: {error}") from None
     cluster = read(inventory)
     own = settings(cluster.control.name, cluster.control.data)
     return cluster, own, request_of(own)

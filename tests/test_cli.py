@@ -242,3 +242,23 @@ def test_nodes_of_different_gpus_are_refused_by_name(inventory):
     file.write_text(file.read_text().replace("H100", "H200", 1))
     said = refused(rackserve("deploy", "serve", "-i", file, "--data", "model=llama-3.1-70b-instruct"))
     assert "@fake/gpu1 H200, @fake/gpu2 H100" in said
+
+
+@pytest.mark.parametrize(
+    "command", [("plan", "tiny-llama"), ("deploy", "serve", "--data", "model=tiny-llama")]
+)
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("head = [", "'[' was never closed"), ("head = ('@fake/a', {})\nworkers = []", "")],
+)
+def test_an_inventory_that_is_mistyped_is_refused(tmp_path, command, text, said):
+    file = tmp_path / "some.py"
+    file.write_text(text)
+    done = rackserve(*command, "-i", file)
+    assert done.returncode in (1, 2) and "Traceback" not in done.stderr and said in done.stderr
+
+
+def test_data_without_a_value_is_refused(inventory):
+    assert refused(rackserve("deploy", "serve", "-i", inventory(), "--data", "model")) == (
+        "--data model: write KEY=VALUE"
+    )

@@ -10,7 +10,7 @@ from .errors import PlanError
 from .fit import LEAST_CONTEXT
 from .model import Model
 from .performance import Estimate
-from .plan import Node, Plan, Request, choose, estimate, loaded, options
+from .plan import Node, Plan, Replica, Request, choose, estimate, loaded, options
 
 #: Suggested contexts are rounded down to a multiple of this, and are at least as many tokens.
 CONTEXT_STEP = 1024
@@ -80,16 +80,11 @@ def alternatives(chosen: Plan, nodes: Sequence[Node], request: Request, most: in
 def _asking_less(model: Model, nodes: Sequence[Node], request: Request) -> Iterator[Suggestion]:
     """Fewer tokens, or fewer requests at once, where the weights leave room for some."""
     targets = request.targets
-    nearest = next(iter(_options(model, nodes, request)), None)
-    found = nearest.replicas[0].fit if nearest else None
-    if nearest is None or found is None:
-        return
-    available = [stage.available for stage in found.stages]
+    firsts = [option.replicas[0] for option in _options(model, nodes, request)]
     most = targets.context or LEAST_CONTEXT
 
     def holds(tokens: int, requests: int) -> bool:
-        needed = kv.needed(model.architecture, nearest.replicas[0].split, found.cache, tokens, requests)
-        return all(need <= have for need, have in zip(needed, available, strict=True))
+        return any(_holds(model, first, tokens, requests) for first in firsts)
 
     count = kv.largest(targets.concurrency, lambda requests: holds(most, requests))
     if count and targets.concurrency > 1:
@@ -104,6 +99,14 @@ def _asking_less(model: Model, nodes: Sequence[Node], request: Request) -> Itera
             f"a context of {length} tokens", {"context": length}, model, nodes,
             replace(request, targets=replace(targets, context=length)),
         )  # fmt: skip
+
+
+def _holds(model: Model, replica: Replica, tokens: int, requests: int) -> bool:
+    found = replica.fit
+    if found is None:
+        return False
+    needed = kv.needed(model.architecture, replica.split, found.cache, tokens, requests)
+    return all(need <= stage.available for need, stage in zip(needed, found.stages, strict=True))
 
 
 def _other_splits(model: Model, nodes: Sequence[Node], request: Request) -> Iterator[Suggestion]:

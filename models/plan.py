@@ -388,7 +388,7 @@ def _alike(nodes: Sequence[Node]) -> tuple[int, Gpu | None]:
     if len({node.gpus for node in nodes}) > 1:
         counts = ", ".join(f"{node.name} {node.gpus}" for node in nodes)
         raise PlanError(f"the nodes have different numbers of GPUs ({counts}): serve them apart")
-    if len({node.gpu for node in nodes}) > 1:
+    if len({node.gpu and hardware.gpu(node.gpu).name for node in nodes}) > 1:
         kinds = ", ".join(f"{node.name} {node.gpu or 'unknown'}" for node in nodes)
         raise PlanError(f"the nodes have different GPUs ({kinds}): serve them apart, an inventory each")
     return nodes[0].gpus, hardware.gpu(nodes[0].gpu) if nodes[0].gpu else None

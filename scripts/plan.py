@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,9 @@ GPUS = re.compile(r"(\d+)\s*x\s*([\w-]+(?: [\w-]+)?)", re.IGNORECASE)
 
 NOT_FIT = 3
 
+#: Beyond this a number is a mistake, and planning it takes minutes.
+MOST_GPUS = 10_000
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -34,7 +38,7 @@ class Asked:
 
 
 @click.command()
-@click.argument("what", metavar="MODEL", required=False)
+@click.argument("what", metavar="[MODEL]", required=False)
 @click.option("-i", "--inventory", envvar="RACKSERVE_INVENTORY",
               help="An inventory's name or file; cluster unless --gpus is given.")  # fmt: skip
 @click.option("--gpus", metavar="16xH100", help="So many GPUs in all, instead of an inventory.")
@@ -51,9 +55,9 @@ class Asked:
 @click.option("--revision", help="Of a model that is read from the hub.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 @click.option("--explain", is_flag=True, help="The arithmetic, with its sources.")
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.svg|png",
+@click.option("--plot", type=click.Path(path_type=Path, resolve_path=True), metavar="FILE.svg|png",
               help="A chart of the memory of a GPU of each stage.")  # fmt: skip
-@click.option("--against-log", "log", type=click.Path(path_type=Path),
+@click.option("--against-log", "log", type=click.Path(path_type=Path, resolve_path=True),
               help="Compare with what a running vLLM wrote into this log.")  # fmt: skip
 def plan(what: str | None, as_json: bool, explain: bool, plot: Path | None,
          log: Path | None, **said: Any) -> None:  # fmt: skip
@@ -74,8 +78,8 @@ def plan(what: str | None, as_json: bool, explain: bool, plot: Path | None,
     try:
         asked = _asked(what, said)
         found = report.Found.of(asked.model, asked.nodes, asked.request)
-        if log is not None and found.plan is not None:
-            click.echo(report.against(found.plan, _read(log)))
+        if log is not None:  # one that does not fit, too: the log says that it runs
+            click.echo(report.against(found.nearest, _read(log)))
             return
     except BadInput as error:
         raise Refused(str(error)) from None
@@ -124,6 +128,8 @@ def _of_inventory(name: str, what: str | None, said: Mapping[str, Any]) -> Asked
     """What `rackserve deploy serve` would plan there, with what is said over it."""
     from scripts import runner
 
+    if what and os.path.isdir(what):
+        what = os.path.abspath(what)  # reading an inventory changes the directory
     cluster, own, request = runner.read_inventory(runner.inventory_path(name))
     model = _model(what or own.model, said, own)
     without = [node.name for node in cluster.nodes if node.gpus and node.gpu is None]
@@ -170,11 +176,14 @@ def _nodes(gpus: str, count: int | None) -> tuple[Node, ...]:
     number, row = int(said[1]), hardware.gpu(said[2])
     if number < 1:
         raise Refused(f"--gpus {gpus}: must be at least 1 GPU")
+    if number > MOST_GPUS:
+        raise Refused(f"--gpus {gpus}: must be at most {MOST_GPUS} GPUs")
     if count is not None and count < 1:
         raise Refused(f"--nodes {count}: must be at least 1")
     nodes = count or max(1, -(-number // row.per_node))
     if number % nodes:
-        raise Refused(f"{number} GPUs do not spread evenly over {nodes} nodes")
+        hint = "" if count else f" of {row.per_node}: say --nodes"
+        raise Refused(f"{number} GPUs do not spread evenly over {nodes} nodes{hint}")
     return tuple(
         Node(f"node{index}", f"0.0.0.{index}", number // nodes, row.name) for index in range(1, nodes + 1)
     )

@@ -131,7 +131,7 @@ def request_of(own: Settings) -> Request:
     return Request(
         targets=Targets(context=own.context, concurrency=own.concurrency),
         optimize=own.optimize,  # type: ignore[arg-type]
-        replicas=own.replicas or (None if own.optimize == "throughput" else 1),
+        replicas=own.replicas or (None if own.optimize else 1),
         tensor_parallel=own.tensor_parallel,
         pipeline_parallel=own.pipeline_parallel,
         executor=own.executor,  # type: ignore[arg-type]

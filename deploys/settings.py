@@ -39,7 +39,7 @@ class Settings:
     context: int | None = None  # tokens of a request; the most that fit unless set
     concurrency: int = 1  # requests of that length that must fit at once
     optimize: str | None = None  # latency or throughput: chooses the split, and the preset
-    replicas: int | None = None  # one; with optimize=throughput as many as are quickest
+    replicas: int | None = None  # one; with `optimize` as many as are best for it
     tensor_parallel: int | None = None  # GPUs of a node unless set
     pipeline_parallel: int | None = None  # nodes of a replica unless set
     executor: str = "auto"  # across nodes: ray (auto), or mp, vLLM's own

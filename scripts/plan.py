@@ -161,8 +161,8 @@ def _request(request: Request, said: Mapping[str, Any]) -> Request:
         if said[key] is not None
     }
     targets = {key: said[key] for key in ("context", "concurrency") if said[key] is not None}
-    if said["optimize"] == "throughput" and said["replicas"] is None:
-        given["replicas"] = None  # as many as are quickest together
+    if said["optimize"] and said["replicas"] is None:
+        given["replicas"] = None  # as many as are best for it
     optimize = said["optimize"] or request.optimize
     return replace(request, **given, targets=replace(request.targets, **targets), optimize=optimize)
 

@@ -124,7 +124,7 @@ def test_targets_decide_the_context_and_whether_it_fits():
 def test_what_is_optimized_for_chooses_the_preset_and_the_replicas():
     quick = as_json("llama-3.1-70b", "--gpus", "32xH100", "--optimize", "latency")["replicas"]
     many = as_json("llama-3.1-70b", "--gpus", "32xH100", "--optimize", "throughput")["replicas"]
-    assert (len(quick), quick[0]["max_num_seqs"]) == (1, 32)
+    assert (len(quick), quick[0]["max_num_seqs"]) == (4, 32)
     assert (len(many), many[0]["max_num_seqs"]) == (4, 1024)
 
 

@@ -83,10 +83,6 @@ def memory_parts(model: Architecture, split: Split, found: Fit, stage: int) -> d
     return {**parts, "free": own.total - sum(parts.values())}
 
 
-def as_gib(size: float) -> str:
-    return f"{size / 2**30:.1f} GiB"
-
-
 def arguments_of(split: Split) -> Mapping[str, Any]:
     """vLLM's flags for a split: long names without dashes."""
     flags: dict[str, Any] = {

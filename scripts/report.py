@@ -280,7 +280,7 @@ def _serves(found: Found) -> list[str]:
     assert first.fit is not None
     lines = [
         f"Context                 {first.fit.max_model_len} tokens",
-        f"KV cache                {first.kv_cache_tokens} tokens: {first.max_concurrency:.1f} requests of it",
+        f"KV cache                {first.kv_cache_tokens} tokens: {first.max_concurrency:.1f} of that length",
     ]
     if found.guess and first.gpu and first.gpu.vendor != "cpu":
         guess = found.guess

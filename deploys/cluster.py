@@ -13,7 +13,6 @@ from pyinfra.api.exceptions import PyinfraError
 import models
 from models.errors import BadInput, InventoryError
 from roles import base, lock, recall, service
-from roles.barrier import barrier
 from roles.network import Interface
 
 from .settings import Settings, check_names, check_same, settings
@@ -55,15 +54,15 @@ def cluster() -> Cluster:
 
 
 def begin() -> None:
-    """How every deploy that changes something begins: its host is fit, and the lock is ours."""
+    """How every deploy that changes something begins: its hosts are fit, and the lock is ours."""
     if cluster().control not in state.activated_hosts:
         name = cluster().control.name
         raise Refused(f"{name} holds the lock, and --limit leaves it out: add --limit {name}")
     recall.facts(inventory.get_host(host.name))
-    base.check()
+    base.fit(name="Check that the host is fit")
     if on_control():
         lock.hold(name="Hold the lock")
-    barrier(name="The lock is held")
+    lock.held(name="The lock is held")
 
 
 def on_control() -> bool:
@@ -84,7 +83,7 @@ def plan() -> Plan:
 def network() -> dict[str, str]:
     """The network variables of this host; Refused when it has no such address."""
     own = here()
-    interface = own.interface or host.get_fact(Interface, address=own.address)
+    interface = own.interface or host.get_fact(Interface, address=own.address, _sudo=False)
     if not interface:
         raise Refused(f"{host.name}: no interface has the address {own.address}; correct `address`")
     return service.network(own.address, interface)

@@ -3,8 +3,8 @@
 pyinfra asks a host for each fact by itself, and for the same one again whenever another
 operation wants it: some fifty executions for a run that changes nothing. Here a host's
 answers are kept until something is done to it, and the questions of the last run are
-asked ahead, in one execution. No answer outlives this run, AGE seconds, or the beginning of
-execution, when the lock becomes ours; what is kept for the next run are the questions.
+asked ahead, in one execution. No answer outlives this run, or AGE seconds, or is from before the
+lock was free for us; what is kept for the next run are the questions.
 """
 
 from __future__ import annotations
@@ -17,13 +17,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from gevent.local import local
 from pyinfra.api import Host, StringCommand
 from pyinfra.connectors.util import CommandOutput, OutputLine
 
-SCRIPT = Path(__file__).with_name("recall_remote.py").read_text()
+ASKING = """\
+cd "$(mktemp -d -p /run 2>/dev/null || mktemp -d)" && trap 'rm -r "$PWD"' EXIT || exit
+ask() { (eval "$2") </dev/null >"$1.stdout" 2>"$1.stderr"; echo $? >"$1.code"; }"""
+ANSWERING = """\
+wait
+grep -aH '' *
+"""
 AGE = 30.0  # seconds after which an answer is asked for again
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "rackserve"
 
@@ -36,6 +43,18 @@ def facts(on: Host) -> None:
     """Remember this host's facts from here on; doing it twice does nothing."""
     if not isinstance(getattr(on, "recall", None), Recall):
         on.recall = Recall(on)  # type: ignore[attr-defined]
+
+
+def afresh(on: Host, since: float) -> None:
+    """The lock is ours from here on: what was asked before `since` (time.monotonic()) is asked again.
+
+    Once in a run: what is done later is our own doing.
+    """
+    memory = getattr(on, "recall", None)
+    if isinstance(memory, Recall) and not memory.locked:
+        memory.locked = True
+        memory.answers = {how: answer for how, answer in memory.answers.items() if answer[0] >= since}
+        memory.ahead = {way: asked for way, asked in memory.ahead.items() if asked >= since}
 
 
 @contextmanager
@@ -61,7 +80,7 @@ class Recall:
     def __init__(self, on: Host) -> None:
         self.host = on
         self.touched = False  # something was done to the host in this run
-        self.executing = False
+        self.locked = False  # nobody else's run does anything to it
         self.ahead: dict[str, float] = {}  # when what was asked ahead, by way of asking
         self.answers: dict[str, tuple[float, Answer]] = {}
         self.asked: dict[str, None] = {}  # in order
@@ -107,9 +126,6 @@ class Recall:
             for name, value in connection.items()
             if value not in (None, False, "") and not name.startswith("print_")
         }
-        if self.host.state.is_executing and not self.executing:
-            self.executing = True
-            self.answers, self.ahead = {}, {}  # those were from before the lock was ours
         if any("password" in name for name in how):
             return self.run(command, *args, **connection)
         words = command if isinstance(command, str) else command.get_raw_value()
@@ -134,14 +150,11 @@ class Recall:
         if len(commands) < 2 or time.monotonic() - self.ahead.get(way, -AGE) < AGE:
             return
         self.ahead[way] = time.monotonic()
-        source = f"COMMANDS = {commands!r}\n{SCRIPT}"
         answers, asked = self.answers, time.monotonic()
-        succeeded, output = self.run(StringCommand("python3", "-I", "-S", "-"), _stdin=source, **how)
-        with suppress(ValueError):
-            answered = json.loads(output.stdout) if succeeded else []
-            for command, (code, out, err) in zip(commands, answered, strict=False):
-                question = json.dumps([command, how], sort_keys=True)
-                answers[question] = (asked, (code == 0, _output(out, err)))
+        _, output = self.run(StringCommand("sh", "-s"), _stdin=_all_at_once(commands), **how)
+        for number, answer in _answers(output.stdout_lines):
+            question = json.dumps([commands[number], how], sort_keys=True)
+            answers[question] = (asked, answer)
 
     @property
     def _file(self) -> Path:
@@ -165,9 +178,30 @@ class Recall:
             new.replace(self._file)
 
 
-def _output(out: str, err: str) -> CommandOutput:
-    lines = [OutputLine("stdout", line) for line in out.splitlines()]
-    return CommandOutput(lines + [OutputLine("stderr", line) for line in err.splitlines()])
+def _all_at_once(commands: list[str]) -> str:
+    """A script that runs them side by side, and prints each line of theirs as NUMBER.KIND:LINE.
+
+    In a shell, which has begun before Python has imported what it would need. Their output is
+    in files of a memory file system where there is one to write to: there may be secrets in it.
+    """
+    return "\n".join(
+        (ASKING, *(f"ask {n} {quote(command)} &" for n, command in enumerate(commands)), ANSWERING)
+    )
+
+
+def _answers(lines: list[str]) -> Iterator[tuple[int, Answer]]:
+    """(NUMBER, answer) of every command that came to its end."""
+    printed: dict[int, list[OutputLine]] = {}
+    codes: dict[int, str] = {}
+    for line in lines:
+        number, _, rest = line.partition(".")
+        kind, _, text = rest.partition(":")
+        if kind == "code":
+            codes[int(number)] = text
+        elif kind in ("stdout", "stderr"):
+            printed.setdefault(int(number), []).append(OutputLine(kind, text))
+    for number, code in codes.items():
+        yield number, (code == "0", CommandOutput(printed.get(number, [])))
 
 
 def _send_at_once(on: Host) -> None:

@@ -19,6 +19,7 @@ SETTINGS = {"runtime": "cpu", "model": "smollm2-135m-instruct", "tensor_parallel
 HEAD, WORKERS = ["@fake/gpu1"], ["@fake/gpu2", "@fake/gpu3"]
 
 PROVISION = """\
+Check that the host is fit
 Hold the lock
 The lock is held
 Base | Install system packages
@@ -37,6 +38,7 @@ Every host is provisioned
 """.splitlines()
 
 STAGE_WEIGHTS = """\
+Check that the host is fit
 Hold the lock
 The lock is held
 Weights | Install stage.py
@@ -53,6 +55,7 @@ Ray | Run rackserve-replica-0-ray.service
 """.splitlines()
 
 SERVE = f"""\
+Check that the host is fit
 Hold the lock
 The lock is held
 Look for the weights
@@ -79,6 +82,7 @@ Every replica generates
 """.splitlines()
 
 TEARDOWN = """\
+Check that the host is fit
 Hold the lock
 The lock is held
 Stop vLLM
@@ -222,8 +226,8 @@ def test_a_folder_of_the_users_is_checked_and_nothing_is_fetched(plan_of):
 def test_the_first_thing_that_changes_comes_after_the_lock(plan_of):
     for deploy in ("provision", "stage_weights", "serve", "teardown"):
         plan = plan_of(deploy)
-        assert [name_of(op) for op in plan[:2]] == ["Hold the lock", "The lock is held"]
-        assert [op["hosts_with_change"] for op in plan[:2]] == [[], []]
+        assert [name_of(op) for op in plan[1:3]] == ["Hold the lock", "The lock is held"]
+        assert [op["hosts_with_change"] for op in plan[:3]] == [[], [], []]
 
 
 def test_waiting_and_barriers_are_no_changes(plan_of):

@@ -1,5 +1,9 @@
 """Remembering facts, on this machine by pyinfra's own local connector."""
 
+import math
+import os
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -93,13 +97,23 @@ def test_what_is_run_aside_makes_nothing_forgotten(file: Path) -> None:
     assert len(asked.sent) == 2
 
 
-def test_when_execution_begins_what_was_seen_before_is_forgotten(file: Path) -> None:
+def test_what_was_seen_before_the_lock_was_free_is_forgotten_once(file: Path) -> None:
     asked = Asked()
     assert asked.content(file) == "old"
     file.write_text("new")  # another run's doing, before we had the lock
-    asked.state.current_stage = StateStage.Execute
-    asked.state.is_executing = True
+    recall.afresh(asked.host, since=time.monotonic())
     assert asked.content(file) == "new"
+    recall.afresh(asked.host, since=math.inf)
+    asked.content(file)
+    assert len(asked.sent) == 2
+
+
+def test_what_was_seen_while_the_lock_was_free_is_kept(file: Path) -> None:
+    free, asked = time.monotonic(), Asked()
+    asked.content(file)
+    recall.afresh(asked.host, since=free)
+    asked.content(file)
+    assert len(asked.sent) == 1
 
 
 def test_an_old_answer_is_asked_for_again(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +134,37 @@ def test_the_next_run_asks_for_all_at_once_and_gets_what_is_true_now(file: Path,
 
     second = Asked()
     assert (second.content(file), second.content(other)) == ("new", "2")
-    assert len(second.sent) == 1 and "python3" in second.sent[0]
+    assert len(second.sent) == 1
+
+
+def test_what_is_asked_ahead_is_answered_as_it_would_be_by_itself(tmp_path: Path) -> None:
+    """Exit codes, empty lines, no newline at the end, what looks like our own lines, and quotes."""
+    commands = [
+        "printf 'a\\n\\nb'", "printf '\\n'", "true", "echo out; echo 1.stdout:err >&2; exit 3",
+        "cat", "echo 'it'\"'s\"; # quoted", "syntax ( error", "exec false",
+    ]  # fmt: skip
+    asked = Asked().host
+    with ctx_state.use(asked.state):
+        alone = [asked.recall.run(StringCommand(command), _stdin="") for command in commands]
+        _, together = asked.recall.run(StringCommand("sh", "-s"), _stdin=recall._all_at_once(commands))
+    answers = dict(recall._answers(together.stdout_lines))
+    for number, (succeeded, output) in enumerate(alone):
+        if "syntax" in commands[number]:
+            assert not answers[number][0]
+            continue
+        assert answers[number][0] == succeeded
+        assert answers[number][1].stdout_lines == output.stdout_lines
+        assert answers[number][1].stderr_lines == output.stderr_lines
+
+
+def test_nothing_is_left_of_what_was_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (tmp_path / "mktemp").write_text(f"#!/bin/sh\nmkdir {tmp_path}/made\necho {tmp_path}/made\n")
+    (tmp_path / "mktemp").chmod(0o755)
+    script = recall._all_at_once(["echo secret", f"ls {tmp_path}/made"])
+    said = subprocess.run(["sh", "-s"], input=script, capture_output=True, text=True, check=True).stdout
+    assert "0.stdout:secret" in said and "1.stdout:0.code" in said
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_file_that_is_gone_fails_as_it_would_without_us(file: Path) -> None:

@@ -293,8 +293,12 @@ def test_a_real_users_id_is_found_and_an_unknown_ones_is_empty():
 
 
 def test_what_a_host_lacks_is_said_in_words():
-    assert Essentials().process(["python3", "sudo"]) == ["no python3 (install it)", "no sudo (install it)"]
-    assert Essentials().process([]) == []
+    assert Essentials().process(["python3", "sudo", "asked"]) == [
+        "no python3 (install it)",
+        "no sudo (install it)",
+    ]
+    assert Essentials().process(["asked"]) == []
+    assert Essentials().process([]) is None
 
 
 def test_a_host_with_nothing_lacks_everything_but_a_password():

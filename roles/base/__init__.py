@@ -9,12 +9,12 @@ from __future__ import annotations
 from io import StringIO
 
 from pyinfra import host
-from pyinfra.api import OperationError, deploy
+from pyinfra.api import deploy
 from pyinfra.operations import files
 
 from roles.service import CACHE, HOME, USER
 
-from .facts import Essentials
+from .operations import fit as fit
 from .operations import kernel_settings, system_packages, system_user
 
 #: venv for our tools, libnuma and libgomp for vLLM's C extension, g++ and Python's
@@ -30,13 +30,6 @@ LIMITS = f"""\
 {USER} - nofile 1048576
 {USER} - memlock unlimited
 """
-
-
-def check() -> None:
-    """Raise OperationError, naming the host, when nothing of ours could work on it."""
-    missing = host.get_fact(Essentials, _sudo=False)
-    if missing:
-        raise OperationError(f"{host.name}: {'; '.join(missing)}")
 
 
 @deploy("Base")

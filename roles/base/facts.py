@@ -19,19 +19,22 @@ _CHECKS = {
 }
 
 
-class Essentials(FactBase[list[str]]):
-    """What this host lacks before anything of ours can work, as one clause each."""
+class Essentials(FactBase):
+    """What this host lacks before anything of ours can work, as one clause each.
+
+    None when it could not be asked, as by a sudo that is not there.
+    """
 
     def command(self) -> str:
         checks = (f"{{ {test}; }} >/dev/null 2>&1 || echo {key}" for key, (test, _) in _CHECKS.items())
-        return "; ".join((*checks, "true"))
+        return "; ".join((*checks, "echo asked"))
 
-    def process(self, output: list[str]) -> list[str]:
-        return [_CHECKS[line][1] for line in output if line in _CHECKS]
+    def process(self, output: list[str]) -> list[str] | None:
+        return [_CHECKS[line][1] for line in output if line in _CHECKS] if "asked" in output else None
 
     @staticmethod
-    def default() -> list[str]:
-        return []
+    def default() -> None:
+        return None
 
 
 class UserId(FactBase[str]):

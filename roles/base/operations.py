@@ -4,12 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from pyinfra import host
-from pyinfra.api import QuoteString, StringCommand, operation
+from pyinfra import host, state
+from pyinfra.api import OperationError, QuoteString, StringCommand, operation
 from pyinfra.facts.deb import DebPackages
 from pyinfra.operations import apt
 
-from .facts import KernelSettings, UserId
+from roles import remote
+
+from .facts import Essentials, KernelSettings, UserId
+
+
+@operation()
+def fit() -> Iterator[StringCommand]:
+    """Nothing, on a host on which what is ours can work; others fail, and say what they lack."""
+    lacks = host.get_fact(Essentials, _ignore_errors=True)  # as root, together with all else
+    if lacks is None:
+        lacks = host.get_fact(Essentials, _sudo=False)
+    missing = "; ".join(lacks or ())
+    if missing and state.is_executing:
+        yield remote.failure(state.inventory.get_host(host.name), missing)
+    elif missing:
+        raise OperationError(f"{host.name}: {missing}")
+    else:
+        host.noop("fit")
 
 
 @operation()

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import getpass
 import json
+import math
 import os
 import socket
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +23,7 @@ from pyinfra import host, state
 from pyinfra.api import FactBase, Host, StringCommand, operation
 from pyinfra.api.exceptions import PyinfraError
 
-from roles import remote
+from roles import recall, remote
 
 TTL = 120  # seconds
 RENEWAL = 20  # seconds
@@ -37,14 +39,15 @@ def _machine() -> str:
 
 
 #: Who we are, for as long as this process lives.
+ID = uuid.uuid4().hex
 RUN = {
-    "id": uuid.uuid4().hex,
     "who": f"{getpass.getuser()}@{socket.gethostname()}",
     "pid": os.getpid(),
     "machine": _machine(),
 }
 
 _held: set[str] = set()
+_free_since = math.inf  # time.monotonic() at which nobody else held the lock any more
 
 
 class LockLost(PyinfraError):
@@ -63,6 +66,16 @@ def hold() -> Iterator[StringCommand]:
 
 
 @operation()
+def held() -> Iterator[str]:
+    """A barrier for every host: what it answered while another may have held the lock is asked again."""
+    if state.is_executing:
+        recall.afresh(host, since=_free_since)
+    host.noop("barrier")
+    return
+    yield
+
+
+@operation()
 def broken() -> Iterator[str]:
     """Take the lock away from whoever holds it."""
     holder = host.get_fact(Holder)
@@ -70,7 +83,7 @@ def broken() -> Iterator[str]:
         host.noop("nobody holds the lock")
         return
     host.log(f"taking the lock from {describe(holder)}")
-    yield "rm -f /run/rackserve/lock"
+    yield "rm -f /run/rackserve/lock /run/rackserve/released"
 
 
 class Holder(FactBase):
@@ -80,7 +93,16 @@ class Holder(FactBase):
         return "cat /run/rackserve/lock 2>/dev/null || true"
 
     def process(self, output: list[str]) -> dict[str, str | int] | None:
-        return json.loads("".join(output)) if output else None
+        return holder_of("\n".join(output))
+
+
+def holder_of(lock: str) -> dict[str, str | int] | None:
+    """Who holds a lock of these lines (lock.py); None for one torn by a crash."""
+    try:
+        run, _, since, who = lock.split("\n")
+        return {"id": run, "since": since, **json.loads(who)}
+    except ValueError:
+        return None
 
 
 def describe(holder: dict[str, str | int]) -> str:
@@ -90,13 +112,18 @@ def describe(holder: dict[str, str | int]) -> str:
 def _take(on: Host) -> str | None:
     """Why the lock could not be taken; None when it is ours."""
     connection = remote.arguments(on)
-    took, out, err = _script(on, connection, "take", json.dumps({**RUN, "gone": []}))
-    if not took and out and _is_gone(json.loads(out)):
-        gone = [json.loads(out)["id"]]
-        took, out, err = _script(on, connection, "take", json.dumps({**RUN, "gone": gone}))
+    took, out, err = _script(on, connection, "take", json.dumps(RUN))
+    holder = holder_of(out)
+    if holder is not None and _is_gone(holder):
+        took, out, err = _script(on, connection, "take", json.dumps(RUN), str(holder["id"]))
+        holder = holder_of(out)
     if not took:
-        held = f"locked by {describe(json.loads(out))}" if out else f"no lock: {err}"
-        return f"{held}; wait for that run, or take the lock away with `rackserve unlock`"
+        if holder is None:
+            return f"no lock could be taken: {err or out}"
+        way = "wait for that run, or take the lock away with `rackserve unlock -i INVENTORY`"
+        return f"locked by {describe(holder)}; {way}"
+    global _free_since
+    _free_since = time.monotonic() - float(out)
     _held.add(on.name)
     renewal = gevent.spawn(_renew, on, connection)
     _release_on_disconnect(on, connection, renewal)
@@ -122,7 +149,7 @@ def _renew(on: Host, connection: dict) -> None:
     while True:
         gevent.sleep(RENEWAL)
         try:
-            kept, taken_by, _ = _script(on, connection, "renew", json.dumps(RUN))
+            kept, taken_by, _ = _script(on, connection, "renew")
         except (OSError, EOFError, SSHException):
             continue  # the next renewal may get through; TTL leaves room for some
         if not kept and taken_by:
@@ -138,11 +165,12 @@ def _release_on_disconnect(on: Host, connection: dict, renewal: gevent.Greenlet)
     def release() -> None:
         renewal.kill()
         _held.discard(on.name)
-        _script(on, connection, "release", json.dumps(RUN))
+        _script(on, connection, "release")
         disconnect()
 
     on.connector.disconnect = release  # type: ignore[method-assign]
 
 
-def _script(on: Host, connection: dict, *words: str) -> tuple[bool, str, str]:
-    return remote.run(on, "python3", "-I", "-S", "-", *words, str(TTL), stdin=SCRIPT, **connection)
+def _script(on: Host, connection: dict, action: str, *words: str) -> tuple[bool, str, str]:
+    words = (action, ID, str(TTL), *words)
+    return remote.run(on, "python3", "-I", "-S", "-", *words, stdin=SCRIPT, **connection)

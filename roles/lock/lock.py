@@ -1,11 +1,10 @@
-"""Runs on the control host: take, renew or release the lock under /run."""
-
+# Runs on the control host: take, renew or release the lock under /run. Its lines: an id, when it
+# lapses (seconds since the epoch), since when it is held, and who holds it, as JSON that is not
+# read here: importing json takes as long as all of this does.
 import fcntl
-import json
 import os
 import sys
 import time
-from datetime import datetime, timezone
 
 FOLDER = "/run/rackserve"
 LOCK = f"{FOLDER}/lock"
@@ -14,40 +13,46 @@ LOCK = f"{FOLDER}/lock"
 def read():
     try:
         with open(LOCK) as file:
-            return json.load(file)
+            holder, expires, since, who = file.read().split("\n")
+        return holder, float(expires), since, who
     except (FileNotFoundError, ValueError):
         return None
 
 
-def write(lock):
+def write(*lines):
     with open(f"{LOCK}.new", "w") as file:
-        json.dump(lock, file)
+        file.write("\n".join(map(str, lines)))
     os.replace(f"{LOCK}.new", LOCK)
 
 
-def main(action, run, ttl):
+def main(action, run, ttl, who="", gone=""):
+    """0, or 1 and who holds the lock. `gone` is the id of a run that is known to have ended.
+
+    Taking it prints for how many seconds nobody has held it, as far as is known.
+    """
     os.makedirs(FOLDER, exist_ok=True)
+    released = f"{FOLDER}/released"  # when it was last modified
     with open(f"{FOLDER}/guard", "w") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
-        holder = read()
-        ours = holder is not None and holder["id"] == run["id"]
+        holder, expires, since, whose = read() or ("", 0, "", "")
         if action == "take":
-            free = holder is None or ours or holder["expires"] < time.time()
-            if not free and holder["id"] not in run["gone"]:
-                print(json.dumps(holder))
+            if holder not in ("", run, gone) and expires >= time.time():
+                print(holder, expires, since, whose, sep="\n")
                 return 1
-            since = datetime.now(timezone.utc).isoformat(timespec="seconds")
-            run.pop("gone", None)
-            write({**run, "since": since, "expires": time.time() + ttl})
-        elif not ours:
-            print(json.dumps(holder))
+            known = not holder and os.path.exists(released)
+            print(max(0, time.time() - os.path.getmtime(released)) if known else 0)
+            now = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
+            write(run, time.time() + float(ttl), now, who)
+        elif holder != run:
+            print(holder, expires, since, whose, sep="\n")
             return 1
         elif action == "renew":
-            write({**holder, "expires": time.time() + ttl})
+            write(holder, time.time() + float(ttl), since, whose)
         elif action == "release":
             os.unlink(LOCK)
+            open(released, "w").close()
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], json.loads(sys.argv[2]), float(sys.argv[3])))
+    sys.exit(main(*sys.argv[1:]))

@@ -15,7 +15,7 @@ from models.errors import BadInput, InventoryError
 from roles import base, lock, recall, service
 from roles.network import Interface
 
-from .settings import Settings, check_names, check_same, settings
+from .settings import Settings, check_names, check_same, check_typos, settings
 
 if TYPE_CHECKING:
     from pyinfra.api import Host
@@ -51,6 +51,11 @@ class Cluster:
 def cluster() -> Cluster:
     """This run's cluster; Refused when the inventory is not one."""
     return _refusing(_read_cluster)
+
+
+def reached() -> Cluster:
+    """This run's cluster, of which some hosts may be out of reach: enough for who only looks."""
+    return _refusing(lambda: read(inventory))
 
 
 def begin() -> None:
@@ -99,6 +104,8 @@ def read(source: Inventory) -> Cluster:
     if len(heads) != 1:
         found = ", ".join(member.name for member in heads) or "none"
         raise InventoryError(f"the inventory needs one host in the group head; it has {found}")
+    for name in names:
+        check_typos(name, _data(source, name).dict())
     hosts = {name: settings(name, _data(source, name)) for name in dict.fromkeys(names)}
     check_same(hosts)
     by_address: dict[str, str] = {}

@@ -2,10 +2,10 @@
 
 from pyinfra import host
 
-from deploys.cluster import cluster
+from deploys.cluster import reached
 from roles import replicas
 
-cluster()
+reached()
 host.data.seen = host.get_fact(
     replicas.Journal,
     pattern=f"rackserve-{host.data.get('_part', '*')}",

@@ -88,9 +88,12 @@ class Settings:
             raise InventoryError("api_key: must be letters, digits and . ~ + / = _ - only")
 
 
+SETTINGS = tuple(key.name for key in fields(Settings))
+
+
 def settings(host_name: str, data: Mapping[str, Any]) -> Settings:
     """The settings in one host's data; InventoryError names the host and the key."""
-    given = {key.name: data.get(key.name) for key in fields(Settings)}
+    given = {name: data.get(name) for name in SETTINGS}
     known = {name: value for name, value in given.items() if value is not None}
     known.setdefault("address", data.get("ssh_hostname") or host_name.removeprefix("@"))
     known.setdefault("hf_token", os.environ.get("HF_TOKEN"))
@@ -104,19 +107,33 @@ def check_same(hosts: Mapping[str, Settings]) -> None:
     """Raise InventoryError for a setting that two hosts have differently and must not."""
     first_name, first = next(iter(hosts.items()))
     for name, own in hosts.items():
-        for key in (key.name for key in fields(Settings) if key.name not in PER_HOST):
+        for key in (name for name in SETTINGS if name not in PER_HOST):
             if getattr(own, key) != getattr(first, key):
                 raise InventoryError(f"{key} differs between {first_name} and {name}: set it for the group")
 
 
 def check_names(given: Iterable[str]) -> None:
     """Raise InventoryError for a `--data` key that nothing reads: a typo changes nothing silently."""
-    names = [key.name for key in fields(Settings)]
     for name in given:
-        if name not in names and not name.startswith(("ssh_", "_")):
-            near = difflib.get_close_matches(name, names, n=2)
+        if not _is_known(name):
+            near = difflib.get_close_matches(name, SETTINGS, n=2)
             hint = f"did you mean {' or '.join(near)}?" if near else "deploys/settings.py lists them"
             raise InventoryError(f"--data {name}: no such setting; {hint}")
+
+
+def check_typos(host_name: str, given: Iterable[str]) -> None:
+    """Raise InventoryError for a key of host or group data that is nearly a setting.
+
+    Others may be the user's own.
+    """
+    for name in given:
+        near = difflib.get_close_matches(name.lower().replace("-", "_"), SETTINGS, n=1, cutoff=0.8)
+        if near and not _is_known(name):
+            raise InventoryError(f"{host_name}: {name}: no such setting; did you mean {near[0]}?")
+
+
+def _is_known(name: str) -> bool:
+    return name in SETTINGS or name.startswith(("ssh_", "_"))
 
 
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:

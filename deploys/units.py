@@ -2,9 +2,9 @@
 
 from pyinfra import host
 
-from deploys.cluster import cluster
+from deploys.cluster import reached
 from roles import remote, replicas
 
-cluster()
+reached()
 with remote.unseen(host):
     host.data.seen = host.get_fact(replicas.Units)

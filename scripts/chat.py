@@ -35,12 +35,13 @@ def endpoint(inventory: str) -> Endpoint:
     """The first replica's API; Failed when nothing is served."""
     from scripts import runner
 
-    for host, units in look(inventory, "units").items():
+    seen, trouble = look(inventory, "units")
+    for host, units in seen.items():
         for unit in units:
             if unit.get("port"):
                 url = f"http://{runner.address(host)}:{unit['port']}"
                 return Endpoint(url, unit["model"], unit["key"])
-    raise Failed("nothing is served; run `rackserve deploy serve_llama` first")
+    raise trouble or Failed("nothing is served; run `rackserve deploy serve_llama` first")
 
 
 def ask(endpoint: Endpoint, question: str, max_tokens: int, temperature: float) -> None:
@@ -58,8 +59,10 @@ def ask(endpoint: Endpoint, question: str, max_tokens: int, temperature: float) 
             if not answer.ok:
                 raise Failed(f"{url} answered {answer.status_code}: {answer.text[:300]}")
             _print_stream(answer)
+    except requests.ConnectionError:
+        raise Failed(f"{url} does not answer; how it is: `rackserve status`, `rackserve logs`") from None
     except requests.RequestException as error:
-        raise Failed(f"{url} does not answer: {error}") from None
+        raise Failed(f"{url} did not answer to its end: {error}") from None
 
 
 def _print_stream(answer) -> None:

@@ -62,4 +62,12 @@ def deploy(
 @inventory_option
 def unlock(inventory: str) -> None:
     """Take the lock away from a run that holds it (see who in the error you got)."""
-    runner.run([runner.inventory_path(inventory), "deploys/unlock.py", "-y"])
+    path = runner.inventory_path(inventory)
+    with runner.quietly():
+        runner.run([path, "deploys/unlock.py", "-y", "--limit", "head"])
+    from roles.lock import describe  # late: it is pyinfra's, whose command line comes first
+
+    for name, holder in runner.seen().items():
+        click.echo(f"{name}: the lock was taken from {describe(holder)}")
+    if not runner.seen():
+        click.echo("nobody held the lock")

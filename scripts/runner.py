@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +45,10 @@ def deploy_path(name: str) -> str:
 NOT_PLAYBOOKS = ("cluster", "settings", "journals", "units", "unlock")
 
 
+#: When it is only in pyinfra's own words.
+VAGUE = "failed; what went wrong stands above"
+
+
 def run(arguments: Sequence[str]) -> None:
     """Run `pyinfra ARGUMENTS` from the repository; returns when all of it was done.
 
@@ -65,7 +70,7 @@ def run(arguments: Sequence[str]) -> None:
         cli.main(list(arguments), prog_name="pyinfra", standalone_mode=False)
     except SystemExit as done:
         if done.code:
-            raise Failed(_what_failed() or "failed; what went wrong stands above") from None
+            raise Failed(_what_failed() or VAGUE) from None
     except WrappedError as error:
         raise _refusal(error.exception) from None
     except (CliError, click.UsageError) as error:
@@ -90,16 +95,19 @@ def quietly() -> Iterator[None]:
         try:
             yield
         except Failed as error:
-            raise Failed(f"{error.message}\n{noise.getvalue()}".strip()) from None
+            if error.message == VAGUE:
+                click.echo(noise.getvalue(), err=True)
+            raise
 
 
 def seen() -> dict[str, Any]:
-    """{host: what a read-only deploy left in its data}, in the inventory's order."""
+    """{host: what a read-only deploy left in its data}, in the inventory's order; those it reached."""
     from pyinfra.context import ctx_state
 
     inventory = ctx_state.get().inventory
-    names = [host.name for group in ("head", "workers") for host in inventory.groups[group]]
-    return {name: inventory.get_host(name).data.get("seen", []) for name in names}
+    names = [host.name for group in ("head", "workers") for host in inventory.groups.get(group, ())]
+    data = {name: inventory.get_host(name).data for name in names}
+    return {name: its.get("seen") for name, its in data.items() if its.get("seen") is not None}
 
 
 def address(host: str) -> str:
@@ -131,6 +139,11 @@ def _unexpected(error: click.ClickException) -> Refused:
     cause = error.exception  # type: ignore[attr-defined]
     if isinstance(cause, (BadInput, LabError)):
         return Refused(str(cause))
+    file = Path(error.filename).resolve()  # type: ignore[attr-defined]
+    if not file.is_relative_to(REPOSITORY / "deploys"):
+        frames = traceback.extract_tb(cause._traceback)
+        lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == file]
+        return Refused(f"{file} line {(lines or ['?'])[-1]}: {type(cause).__name__}: {cause}")
     error.show()
     return Failed(f"{type(cause).__name__} in {error.filename}")  # type: ignore[attr-defined]
 

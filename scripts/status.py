@@ -16,20 +16,17 @@ from scripts.deploy import inventory_option
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def status(inventory: str, as_json: bool) -> None:
     """Show what every host serves, and how its units are."""
-    seen = look(inventory, "units")
+    seen, trouble = look(inventory, "units")
     rows = [{"host": host, **_without_key(unit)} for host, units in seen.items() for unit in units]
     if as_json:
         click.echo(json.dumps(rows, indent=1))
-        return
-    if not rows:
+    elif not rows:
         click.echo(f"nothing is served on {', '.join(seen)}")
-    for row in rows:
-        serves = f"{row['model']}  {row['split']}  port {row['port']}" if row.get("model") else ""
-        state = f"{row['active']} ({row['sub']})"
-        click.echo(
-            f"{row['host']:10} {row['replica']:10} {row['part']:5} {state:22} "
-            f"{row['restarts']:2} restarts  since {row['since'] or '-':31} {serves}".rstrip()
-        )
+    else:
+        for row in rows:
+            click.echo(_line(row))
+    if trouble:
+        raise trouble
 
 
 @click.command()
@@ -39,18 +36,39 @@ def status(inventory: str, as_json: bool) -> None:
 def logs(inventory: str, part: str | None, lines: int) -> None:
     """Print the journals of the replicas' units on every host."""
     units = f"*{part}*" if part else "*"
-    for host, journal in look(inventory, "journals", _part=units, _lines=lines).items():
+    journals, trouble = look(inventory, "journals", _part=units, _lines=lines)
+    for host, journal in journals.items():
         for line in journal:
             click.echo(f"{host}  {line}")
+    if trouble:
+        raise trouble
 
 
-def look(inventory: str, deploy: str, **data: Any) -> dict[str, Any]:
-    """{host: what that read-only deploy saw there}, in the inventory's order."""
+def look(inventory: str, deploy: str, **data: Any) -> tuple[dict[str, Any], runner.Failed | None]:
+    """{host: what that read-only deploy saw there}, in the inventory's order, and what failed on others.
+
+    Raises Failed when no host could be looked at.
+    """
     settings = [word for key, value in data.items() for word in ("--data", f"{key}={value}")]
-    path = runner.inventory_path(inventory)
-    with runner.quietly():
-        runner.run([path, f"deploys/{deploy}.py", "-y", "--fail-percent", "0", *settings])
-    return runner.seen()
+    path, trouble = runner.inventory_path(inventory), None
+    try:
+        with runner.quietly():
+            runner.run([path, f"deploys/{deploy}.py", "-y", *settings])
+    except runner.Failed as error:
+        if not runner.seen():
+            raise
+        trouble = error
+    return runner.seen(), trouble
+
+
+def _line(row: dict[str, Any]) -> str:
+    state = f"{row['active']} ({row['sub']})"
+    times = {0: "", 1: "1 restart"}.get(row["restarts"], f"{row['restarts']} restarts")
+    serves = f"{row['model']}  {row['split']}  port {row['port']}" if row.get("model") else ""
+    return (
+        f"{row['host']:10} {row['replica']:10} {row['part']:5} {state:22} "
+        f"since {row['since'] or '-':23}  {times:11}  {serves}"
+    ).rstrip()
 
 
 def _without_key(unit: dict[str, Any]) -> dict[str, Any]:

@@ -262,3 +262,33 @@ def test_data_without_a_value_is_refused(inventory):
     assert refused(rackserve("deploy", "serve", "-i", inventory(), "--data", "model")) == (
         "--data model: write KEY=VALUE"
     )
+
+
+@pytest.mark.parametrize("command", [("plan", "tiny-llama"), ("status",), ("deploy", "serve")])
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("import nowhere", "line 1: ModuleNotFoundError: No module named 'nowhere'"),
+        ("head = []\nworkers = [1 / 0]", "line 2: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_an_inventory_that_cannot_be_made_is_refused_with_its_line(tmp_path, command, text, line):
+    file = tmp_path / "some.py"
+    file.write_text(text)
+    assert refused(rackserve(*command, "-i", file)) == f"{file} {line}"
+
+
+def test_a_mistyped_key_of_a_host_is_refused_with_the_host(inventory):
+    said = refused(rackserve("deploy", "provision", "-i", inventory(gpu_s=4)))
+    assert said == "@fake/gpu1: gpu_s: no such setting; did you mean gpus?"
+
+
+def test_a_host_out_of_reach_does_not_hide_the_others(inventory):
+    file = inventory(workers=[2])
+    away = {"ssh_hostname": "127.0.0.1", "ssh_port": 1, "address": "10.0.0.2", "gpus": 1}
+    file.write_text(file.read_text().splitlines()[0] + f"\nworkers = [('gone', {away!r})]\n")
+    for words in (("status",), ("status", "--json"), ("logs",), ("chat", "hi")):
+        done = rackserve(*words, "-i", file)
+        assert (done.returncode, done.stderr) == (1, "rackserve: gone: cannot be reached over SSH\n")
+    assert "nothing is served on @fake/gpu1" in rackserve("status", "-i", file).stdout
+    assert rackserve("unlock", "-i", file).stdout == "nobody held the lock\n"

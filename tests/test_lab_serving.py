@@ -147,6 +147,18 @@ def test_one_node_alone(lab: list[Node], tmp_path: Path) -> None:
     assert "TP 1 x PP 1" in rackserve("status", "-i", "lab").said
 
 
+def test_while_a_host_is_out_of_reach_the_others_are_shown_and_asked(lab: list[Node]) -> None:
+    lab[2].cut()
+    try:
+        shown = rackserve("status", "-i", "lab")
+        asked = rackserve("chat", "-i", "lab", "What is the capital of France?")
+    finally:
+        lab[2].heal()
+    assert shown.code == 1 and shown.said.endswith("rackserve: node3: cannot be reached over SSH\n")
+    assert re.search(r"node1 +replica-0 +vllm +active \(running\) +since 20\S+ [\d:]+ UTC", shown.said)
+    assert asked.code == 0 and "Paris" in asked.said
+
+
 def test_teardown_leaves_the_nodes_as_they_were_before_serve(lab: list[Node]) -> None:
     outcome = pyinfra("teardown")
     assert outcome.code == 0, outcome.said

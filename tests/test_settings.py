@@ -3,7 +3,7 @@
 import pytest
 
 from deploys.cluster import model_of, request_of
-from deploys.settings import Settings, check_names, check_same, settings
+from deploys.settings import Settings, check_names, check_same, check_typos, settings
 from models.errors import InventoryError
 
 HOST = {"address": "10.0.0.1"}
@@ -127,6 +127,18 @@ def test_an_unknown_data_key_is_refused_with_the_nearest(typed, meant):
 def test_an_unknown_data_key_near_to_none_points_to_the_list():
     with pytest.raises(InventoryError, match="--data qqqq: no such setting; deploys/settings.py lists them"):
         check_names(["qqqq"])
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("gpu_s", "gpus"), ("adress", "address"), ("hf-token", "hf_token")]
+)
+def test_a_key_of_a_host_that_is_nearly_a_setting_is_refused_with_the_host(typed, meant):
+    with pytest.raises(InventoryError, match=f"^gpu1: {typed}: no such setting; did you mean {meant}\\?$"):
+        check_typos("gpu1", ["gpus", typed])
+
+
+def test_a_host_may_have_data_of_the_users_own():
+    check_typos("gpu1", ["rack", "ssh_user", "_sudo", "nodes", *HOST])
 
 
 def test_a_setting_that_must_be_the_same_everywhere_is_compared():

@@ -21,13 +21,13 @@ def main():
 def unit(path):
     name = os.path.basename(path)
     replica, part = re.fullmatch(r"rackserve-(.+)-(\w+)\.service", name).groups()
-    show = ["systemctl", "show", name, "--timestamp=us+utc", f"--property={PROPERTIES}"]
+    show = ["systemctl", "show", name, "--timestamp=utc", f"--property={PROPERTIES}"]
     shown = dict(line.split("=", 1) for line in output(show).splitlines())
     return {
         "unit": name, "replica": replica, "part": part,
         "active": shown.get("ActiveState"), "sub": shown.get("SubState"),
         "restarts": int(shown.get("NRestarts") or 0),
-        "since": shown.get("ExecMainStartTimestamp", ""),
+        "since": shown.get("ExecMainStartTimestamp", "").partition(" ")[2],  # after the day of the week
         **(endpoint(f"/etc/rackserve/{replica}") if part == "vllm" else {}),
     }  # fmt: skip
 

@@ -53,10 +53,10 @@ class Lab:
         return [Node(number) for number in sorted(numbers)]
 
     def node(self, name: str) -> Node:
-        for node in self.nodes():
+        for node in self.require_up():
             if node.name == name:
                 return node
-        there = ", ".join(node.name for node in self.nodes()) or "none: run `rackserve lab up`"
+        there = ", ".join(node.name for node in self.nodes())
         raise LabError(f"no lab node {name}; there are: {there}")
 
     def up(self, count: int, say: Callable[[str], None] = print) -> None:

@@ -148,7 +148,7 @@ def request_of(own: Settings) -> Request:
 def plan_of(cluster: Cluster, own: Settings) -> Plan:
     """The plan for a cluster whose hosts share the settings in `own`."""
     # Imported late, like Node: of a run that changes nothing and plans nothing it is a thirtieth.
-    from models.plan import planned
+    from models.planner import planned
 
     made = planned(model_of(own), cluster.nodes, request_of(own))
     gpu = made.replicas[0].gpu

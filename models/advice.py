@@ -10,7 +10,8 @@ from .errors import PlanError
 from .fit import LEAST_CONTEXT
 from .model import Model
 from .performance import Estimate
-from .plan import Node, Plan, Replica, Request, choose, estimate, loaded, options
+from .plan import Node, Plan, Replica, Request
+from .planner import choose, estimate, loaded, options
 
 #: Suggested contexts are rounded down to a multiple of this, and are at least as many tokens.
 CONTEXT_STEP = 1024

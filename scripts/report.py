@@ -14,7 +14,8 @@ from models.advice import Alternative, Suggestion
 from models.errors import BadInput, DoesNotFit
 from models.model import Model
 from models.performance import OUTPUT, PROMPT, Estimate
-from models.plan import Node, Plan, Replica, Request, choose, estimate, loaded, options
+from models.plan import Node, Plan, Replica, Request
+from models.planner import choose, estimate, loaded, options
 
 GIB = 2**30
 

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 import models
-from models.plan import Node, plan
+from models.plan import Node
+from models.planner import plan
 from roles import ray, service, vllm
 from roles.vllm.arguments import arguments, render, variables
 

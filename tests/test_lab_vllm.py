@@ -16,7 +16,8 @@ from models.architecture import read
 from models.errors import PlanError
 from models.hardware import GPUS
 from models.model import PRESETS, Model
-from models.plan import Node, plan
+from models.plan import Node
+from models.planner import plan
 from models.weights import Split, tensors
 from roles.vllm.arguments import arguments, variables
 from tests.lab import software

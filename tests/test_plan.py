@@ -7,7 +7,8 @@ import pytest
 import models
 from models.errors import PlanError
 from models.limits import valid_tensor_parallel
-from models.plan import Node, Ports, plan
+from models.plan import Node, Ports
+from models.planner import plan
 
 LLAMA = models.get("llama-3.1-70b-instruct")  # 64 heads, 8 KV heads, 80 layers
 SMOL = models.get("smollm2-135m-instruct")  # 9 heads, 3 KV heads, 30 layers

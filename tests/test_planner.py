@@ -12,7 +12,8 @@ import models
 from models import advice, fit, hardware, kv, limits, memory
 from models.errors import DoesNotFit, PlanError
 from models.fit import Targets
-from models.plan import Node, Request, choose, options, plan
+from models.plan import Node, Request
+from models.planner import choose, options, plan
 
 HYPOTHESIS = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -313,7 +314,8 @@ def test_planning_for_64_nodes_is_quick_and_imports_neither_pyinfra_nor_torch():
     """The quickest of three: other processes may be using the machine."""
     seconds, *loaded = in_a_new_process(
         "import sys, time, models\n"
-        "from models.plan import Node, plan\n"
+        "from models.plan import Node\n"
+        "from models.planner import plan\n"
         "nodes = [Node(f'n{i}', f'10.0.0.{i}', 8, 'H100') for i in range(64)]\n"
         "def once(name):\n"
         "    start = time.perf_counter(); plan(models.get(name), nodes); return time.perf_counter() - start\n"

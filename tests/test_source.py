@@ -10,7 +10,8 @@ import pytest
 import models
 from models import source
 from models.errors import BadInput, ModelError, UnknownModel
-from models.plan import Node, plan
+from models.plan import Node
+from models.planner import plan
 from models.weights import Split, tensors
 
 TINY = dict(models.get("tiny-llama").config)

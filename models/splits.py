@@ -1,0 +1,100 @@
+"""The splits that a request leaves open, over the GPUs of one replica.
+
+The rule is the field's usual one: tensor parallelism inside a node, where the links are
+fast, and pipeline parallelism across nodes, unless the user or a target says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from . import limits
+from .errors import PlanError
+from .model import Model
+from .plan import Request
+from .weights import Split
+
+
+def splits(model: Model, gpus: int, share: int, request: Request) -> Iterator[Split]:
+    """The usual split first, then the others over as many GPUs."""
+    tp, pp = request.tensor_parallel, request.pipeline_parallel
+    usual = _usual(model, gpus, share, tp, pp)
+    limits.check(model.name, model.architecture, usual)
+    nodes_needed(usual.gpus, gpus, share)
+    yield usual
+    pairs = {(usual.tensor, usual.pipeline)}
+    if tp is None:
+        # Across nodes too; pipelines inside a node, where TP could be, are for who asks.
+        for tensor in limits.valid_tensor_parallel(model.architecture, usual.expert):
+            if tensor > gpus and share * gpus % tensor == 0:
+                pairs.add((tensor, pp or share * gpus // tensor))
+    for tensor, pipeline in sorted(pairs, key=lambda pair: (pair[0] > gpus, -pair[0])):
+        for split in _variants(model, replace(usual, tensor=tensor, pipeline=pipeline), gpus, tp):
+            if split != usual and _spreads(split.gpus, gpus, share):
+                yield split
+
+
+def _variants(model: Model, split: Split, gpus: int, tp: int | None) -> Iterator[Split]:
+    """The split with and without what helps some models."""
+    yield split
+    if model.architecture.experts and "enable-expert-parallel" not in model.arguments:
+        yield replace(split, expert=True)
+    if "decode-context-parallel-size" not in model.arguments:
+        for size in limits.context_sizes(model.architecture, split.tensor)[-1:]:
+            yield replace(split, context=size)
+    if model.architecture.latent and model.architecture.experts and split.gpus <= gpus and tp is None:
+        # TP keeps all of MLA's KV cache on every rank; DP keeps each request on one.
+        yield replace(split, tensor=1, data=split.gpus, pipeline=1, expert=True)
+
+
+def _usual(model: Model, gpus: int, share: int, tp: int | None, pp: int | None) -> Split:
+    """TP over a node and PP over nodes, with what the model's own arguments say.
+
+    Where the model cannot be split that way, the widest TP and the most stages that it can.
+    """
+    own, shape = model.arguments, model.architecture
+    split = Split(
+        data=_size(own, "data-parallel-size"),
+        expert=bool(own.get("enable-expert-parallel", False)),
+        context=_size(own, "decode-context-parallel-size"),
+    )
+    most = gpus if pp is None or pp <= share else max(1, share * gpus // pp)
+    valid = limits.valid_tensor_parallel(shape, split.expert)
+    widths = [tp] if tp else [size for size in reversed(valid) if size <= most and most % size == 0]
+    first = None
+    for width in widths or [most]:
+        deepest = max(1, share * gpus // (width * split.data))
+        for stages in [pp] if pp else range(deepest, 0, -1):
+            one = replace(split, tensor=width, pipeline=stages)
+            first = first or one
+            if limits.problem(shape, one) is None and _spreads(one.gpus, gpus, share):
+                return one
+    assert first is not None
+    return first
+
+
+def _size(arguments: Mapping[str, Any], name: str) -> int:
+    value = arguments.get(name, 1)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise PlanError(f"{name} is {value!r}: must be a whole number of at least 1")
+    return value
+
+
+def nodes_needed(world: int, gpus: int, share: int) -> int:
+    """The fewest nodes that hold `world` ranks evenly, one GPU each."""
+    if world > gpus * share:
+        raise PlanError(
+            f"TP x PP needs {world} GPUs; the inventory has {gpus * share} for each replica "
+            f"({share} nodes of {gpus})"
+        )
+    size = _spreads(world, gpus, share)
+    if not size:
+        raise PlanError(f"TP x PP is {world} ranks: they do not spread evenly over nodes of {gpus} GPUs")
+    return size
+
+
+def _spreads(world: int, gpus: int, share: int) -> int | None:
+    sizes = range(-(-world // gpus), share + 1)
+    return next((size for size in sizes if world % size == 0), None)

@@ -11,7 +11,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from .architecture import Architecture, read
+from .architecture import Architecture
+from .config import read
 from .errors import ModelError
 
 Arguments = Mapping[str, Any]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import get, names
-from .architecture import KINDS
+from .config import KINDS
 from .errors import ModelError, UnknownModel
 from .model import Model
 from .weights import Split, tensors

@@ -4,7 +4,7 @@ import pytest
 
 import models
 from models import kv
-from models.architecture import read
+from models.config import read
 from models.errors import ModelError
 from models.kv import Cache
 from models.weights import Split

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import models
-from models.architecture import read
+from models.config import read
 from models.errors import PlanError
 from models.hardware import GPUS
 from models.model import PRESETS, Model

@@ -3,7 +3,7 @@
 import pytest
 
 import models
-from models.architecture import read
+from models.config import read
 from models.errors import PlanError
 from models.limits import check, context_sizes, problem, valid_tensor_parallel
 from models.weights import Split

@@ -6,7 +6,7 @@ import pytest
 
 import models
 from models import performance
-from models.architecture import read
+from models.config import read
 from models.hardware import GPUS
 from models.performance import Placed, estimate, prefill, step, work
 from models.weights import Split, parameters

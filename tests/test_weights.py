@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 import models
-from models.architecture import read
+from models.config import read
 from models.weights import Split, extra_bytes, padded, parameters, part_bytes, stages, tensors
 
 CATALOGUE = [models.get(name) for name in models.names()]

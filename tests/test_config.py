@@ -3,7 +3,7 @@
 import pytest
 
 import models
-from models.architecture import MOST, read
+from models.config import MOST, read
 from models.errors import ModelError
 
 LLAMA = {

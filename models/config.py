@@ -26,6 +26,25 @@ KINDS = (
     "GptOssForCausalLM",
 )
 
+#: What transformers' configuration classes say where config.json does not.
+DEFAULTS: Mapping[str, Mapping[str, int]] = {
+    "MistralForCausalLM": {"num_key_value_heads": 8, "sliding_window": 4096},
+    "Qwen2ForCausalLM": {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28},
+    "Qwen3ForCausalLM": {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28,
+                         "head_dim": 128},
+    "Qwen3MoeForCausalLM": {"num_key_value_heads": 4, "sliding_window": 4096},
+    "DeepseekV3ForCausalLM": {"num_key_value_heads": 128},
+    "GptOssForCausalLM": {"num_key_value_heads": 8, "head_dim": 64, "sliding_window": 128},
+}  # fmt: skip
+
+#: What a class calls its number of experts, and what transformers also takes for it.
+_ROUTED = {
+    "Qwen3MoeForCausalLM": ("num_experts", "num_local_experts"),
+    "DeepseekV2ForCausalLM": ("n_routed_experts", "num_experts"),
+    "DeepseekV3ForCausalLM": ("n_routed_experts", "num_local_experts"),
+    "GptOssForCausalLM": ("num_local_experts", "num_experts"),
+}
+
 #: No model is near these; beyond them listing its tensors would take for ever.
 MOST = {"num_hidden_layers": 10_000, "num_attention_heads": 100_000}
 
@@ -36,6 +55,9 @@ def read(config: Config) -> Architecture:
     if not isinstance(names, Sequence) or isinstance(names, str) or not names:
         raise ModelError("config.json has no architectures: is it a model's?")
     kind = str(names[0])
+    if kind not in KINDS:  # said first: other classes name their numbers otherwise
+        raise ModelError(f"the memory of {kind} is not known; known are {', '.join(KINDS)}")
+    config = {**DEFAULTS.get(kind, {}), **config}
     heads = _number(config, "num_attention_heads")
     hidden = _number(config, "hidden_size")
     layers = _number(config, "num_hidden_layers")
@@ -65,51 +87,54 @@ def read(config: Config) -> Architecture:
         window=_number(config, "sliding_window") if windowed else None,
         windowed_layers=windowed,
         experts=_experts(kind, config, layers),
-        latent=_latent(config),
+        latent=_latent(config) if kind.startswith("Deepseek") else None,
         quantization=_quantization(_object(config, "quantization_config")),
     )
 
 
 def _experts(kind: str, config: Config, layers: int) -> Experts | None:
-    count = config.get("n_routed_experts") or config.get("num_experts") or config.get("num_local_experts")
-    if not count:
+    """Their numbers are never guessed: transformers' defaults are those of one model of the class."""
+    if kind not in _ROUTED:
         return None
-    own = _number(config, "moe_intermediate_size", _number(config, "intermediate_size"))
-    gated = _number(config, "shared_expert_intermediate_size", 0)
+    name, also = _ROUTED[kind]
+    count = _positive(config, also if config.get(name) is None and config.get(also) is not None else name)
+    own = _positive(config, "intermediate_size" if kind.startswith("GptOss") else "moe_intermediate_size")
+    gated = _number(config, "shared_expert_intermediate_size", 0) if kind.startswith("Qwen") else 0
     return Experts(
-        count=_whole("the number of experts", count),
-        per_token=_number(config, "num_experts_per_tok"),
+        count=count,
+        per_token=_positive(config, "num_experts_per_tok"),
         intermediate_size=own,
-        shared_intermediate_size=gated or _number(config, "n_shared_experts", 0) * own,
+        shared_intermediate_size=_number(config, "n_shared_experts") * own
+        if kind.startswith("Deepseek")
+        else gated,
         shared_gate=gated > 0,
-        dense_layers=_dense(config, layers),
+        dense_layers=_dense(kind, config, layers),
         correction_bias=config.get("topk_method") == "noaux_tc",
         bias=kind.startswith("GptOss"),
     )
 
 
-def _dense(config: Config, layers: int) -> tuple[int, ...]:
+def _dense(kind: str, config: Config, layers: int) -> tuple[int, ...]:
     """Layers without experts (models/deepseek_v2.py:1293, models/qwen3_moe.py:389)."""
-    first, frequency = _number(config, "first_k_dense_replace", 0), _number(config, "moe_layer_freq", 1)
-    step, named = _number(config, "decoder_sparse_step", 1), _list(config, "mlp_only_layers")
-    if not frequency or not step:
-        raise ModelError("moe_layer_freq and decoder_sparse_step must be at least 1")
-    return tuple(
-        layer
-        for layer in range(layers)
-        if layer < first or layer % frequency or (layer + 1) % step or layer in named
-    )
+    if kind.startswith("Deepseek"):
+        first = _number(config, "first_k_dense_replace")
+        frequency = _positive(config, "moe_layer_freq", 1)
+        return tuple(layer for layer in range(layers) if layer < first or layer % frequency)
+    if kind.startswith("GptOss"):
+        return ()
+    step, named = _positive(config, "decoder_sparse_step", 1), _list(config, "mlp_only_layers")
+    return tuple(layer for layer in range(layers) if (layer + 1) % step or layer in named)
 
 
-def _latent(config: Config) -> Latent | None:
-    if not config.get("kv_lora_rank"):
-        return None
+def _latent(config: Config) -> Latent:
+    if "q_lora_rank" not in config:
+        raise ModelError("config.json has no q_lora_rank")
     return Latent(
-        q_lora_rank=_number(config, "q_lora_rank") if config.get("q_lora_rank") else None,
-        kv_lora_rank=_number(config, "kv_lora_rank"),
-        qk_nope_head_dim=_number(config, "qk_nope_head_dim"),
-        qk_rope_head_dim=_number(config, "qk_rope_head_dim"),
-        v_head_dim=_number(config, "v_head_dim"),
+        q_lora_rank=None if config["q_lora_rank"] is None else _positive(config, "q_lora_rank"),
+        kv_lora_rank=_positive(config, "kv_lora_rank"),
+        qk_nope_head_dim=_positive(config, "qk_nope_head_dim"),
+        qk_rope_head_dim=_positive(config, "qk_rope_head_dim"),
+        v_head_dim=_positive(config, "v_head_dim"),
     )
 
 
@@ -119,21 +144,36 @@ def _windowed(kind: str, config: Config, layers: int) -> tuple[int, ...]:
         return ()
     if kind.startswith("GptOss"):  # models/gpt_oss.py:176
         return tuple(range(0, layers, 2))
+    if kind.startswith("Qwen") and not config.get("use_sliding_window"):
+        return ()
     kinds = _list(config, "layer_types")
-    if kinds:
-        if len(kinds) != layers:
-            raise ModelError(f"layer_types has {len(kinds)} entries for {layers} layers")
-        return tuple(index for index, kind in enumerate(kinds) if kind == "sliding_attention")
-    # transformers' Qwen classes have none unless told, Mistral has it in every layer.
-    used = config.get("use_sliding_window", not kind.startswith("Qwen"))
-    return tuple(range(layers)) if used else ()
+    if kinds and len(kinds) != layers:
+        raise ModelError(f"layer_types has {len(kinds)} entries for {layers} layers")
+    first = min(_number(config, "max_window_layers", 0), layers)  # only Qwen's
+    windowed = [index for index, kind in enumerate(kinds) if kind == "sliding_attention"]
+    windowed = windowed if kinds else list(range(first, layers))
+    if kind.startswith("Qwen") and 0 < len(windowed) < layers:  # models/qwen2.py:351
+        raise ModelError(f"a sliding window in {len(windowed)} of {layers} layers: vLLM does not serve it")
+    return tuple(windowed)
+
+
+#: Where each method names the modules that stay as they are; the first that is there counts.
+_IGNORED = {
+    "fp8": ("ignored_layers", "modules_to_not_convert"),
+    "fbgemm_fp8": ("modules_to_not_convert",),
+    "mxfp4": ("modules_to_not_convert",),
+    "compressed-tensors": ("ignore",),
+}
+
+_STRATEGIES: Mapping[str, Format] = {"channel": "fp8_channel", "tensor": "fp8_tensor"}
 
 
 def _quantization(given: Config) -> Quantization:
     if not given:
         return Quantization()
     method = str(given.get("quant_method", ""))
-    ignored = tuple(map(str, _list(given, "modules_to_not_convert") or _list(given, "ignore")))
+    named = next((name for name in _IGNORED.get(method, ()) if given.get(name)), "")
+    ignored = tuple(map(str, _list(given, named)))
     for rule in ignored:
         try:
             re.compile(rule[3:] if rule.startswith("re:") else "")
@@ -151,12 +191,15 @@ def _quantization(given: Config) -> Quantization:
     elif method == "compressed-tensors":
         groups = _object(given, "config_groups")
         weights = [_object(_object(groups, name), "weights") for name in groups]
-        if weights and all(w.get("num_bits") == 8 and w.get("type") == "float" for w in weights):
-            strategies = {w.get("strategy") for w in weights}
-            how = "fp8_channel" if strategies == {"channel"} else "fp8_tensor"
+        targets = {str(one) for name in groups for one in _list(_object(groups, name), "targets")}
+        strategies = {str(w.get("strategy")) for w in weights}
+        if targets == {"Linear"} and all(
+            w.get("num_bits") == 8 and w.get("type") == "float" for w in weights
+        ):
+            how = _STRATEGIES.get("".join(strategies))
     if how is None:
         raise ModelError(f"quantization {method!r} is not known; known are fp8, fbgemm_fp8, "
-                         "compressed-tensors with 8-bit floats, mxfp4")  # fmt: skip
+                         "compressed-tensors with 8-bit floats by channel or tensor, mxfp4")  # fmt: skip
     return Quantization(format=how, method=method, ignored=ignored)
 
 
@@ -176,6 +219,13 @@ def _number(config: Config, name: str, default: int | None = None) -> int:
             raise ModelError(f"config.json has no {name}")
         return default
     return _whole(name, value)
+
+
+def _positive(config: Config, name: str, default: int | None = None) -> int:
+    value = _number(config, name, default)
+    if value < 1:
+        raise ModelError(f"{name} is {value}: must be at least 1")
+    return value
 
 
 def _object(config: Config, name: str) -> Config:

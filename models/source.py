@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from . import get, names
-from .config import KINDS
 from .errors import ModelError, UnknownModel
 from .model import Model
 from .weights import Split, tensors
@@ -92,10 +91,6 @@ def from_hub(repository: str, revision: str | None = None) -> Model:
 
 def make(name: str, repository: str, config: Mapping[str, Any], index: Mapping[str, Any] | None) -> Model:
     """The model of these two files; ModelError where they contradict each other."""
-    kinds = config.get("architectures")
-    kind = kinds[0] if isinstance(kinds, list) and kinds else None
-    if kind is not None and kind not in KINDS:  # said first: others name their numbers otherwise
-        raise ModelError(f"{name}: the memory of {kind} is not known; known are {', '.join(KINDS)}")
     model = Model(name=name, repository=repository, config=config)
     if index is not None:
         _compare(model, index)
@@ -105,8 +100,8 @@ def make(name: str, repository: str, config: Mapping[str, Any], index: Mapping[s
 def _compare(model: Model, index: Mapping[str, Any]) -> None:
     """An index of other layers, or of other bytes, is of another model."""
     tensors_of = index.get("weight_map")
-    if not isinstance(tensors_of, Mapping):
-        raise ModelError(f"{model.name}: {INDEX} has no weight_map")
+    if not isinstance(tensors_of, Mapping) or not tensors_of:
+        raise ModelError(f"{model.name}: {INDEX} has no weight_map, or an empty one")
     layers = {int(found[1]) for name in tensors_of if (found := re.match(r"model\.layers\.(\d+)\.", name))}
     ahead = model.numbers.get("num_nextn_predict_layers", 0)  # of speculative decoding; not loaded
     told = model.architecture.num_hidden_layers

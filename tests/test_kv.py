@@ -17,7 +17,9 @@ LLAMA = {
 }  # fmt: skip
 WIDE = {**LLAMA, "num_hidden_layers": 4, "head_dim": 64}
 LATENT = {**WIDE, "architectures": ["DeepseekV3ForCausalLM"], "kv_lora_rank": 512, "qk_nope_head_dim": 128,
-          "qk_rope_head_dim": 64, "v_head_dim": 128}  # fmt: skip
+          "qk_rope_head_dim": 64, "v_head_dim": 128, "q_lora_rank": None, "n_routed_experts": 8,
+          "n_shared_experts": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 64,
+          "first_k_dense_replace": 1, "num_key_value_heads": 4}  # fmt: skip
 WINDOWED = {**WIDE, "architectures": ["GptOssForCausalLM"], "num_hidden_layers": 6, "sliding_window": 128,
             "num_local_experts": 4, "num_experts_per_tok": 2}  # fmt: skip
 R1, GPT_OSS, QWEN3, LLAMA_70B = (

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import models
-from models.config import read
+from models.config import DEFAULTS, KINDS, read
 from models.errors import PlanError
 from models.hardware import GPUS
 from models.model import PRESETS, Model
@@ -65,6 +65,15 @@ def test_the_weights_of_every_rank_are_those_that_vllm_makes(name: str, ranks: d
         for rank in range(split.gpus)
     ]
     assert planned == ranks[name]
+
+
+def test_what_a_config_leaves_out_is_what_transformers_classes_say() -> None:
+    """None is a rule of ours, too: as many key-value heads as heads, hidden size over heads."""
+    asked = ("num_key_value_heads", "sliding_window", "max_window_layers", "head_dim")
+    said = ask("defaults.py", dict.fromkeys(KINDS, asked))
+    for kind in KINDS:
+        told = {key: value for key, value in said[kind].items() if value is not None}
+        assert told == DEFAULTS.get(kind, {}), kind
 
 
 def test_vllm_for_cpus_parses_every_plan_of_the_lab_and_would_have_said_what_is_wrong() -> None:

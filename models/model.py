@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from .architecture import Architecture
 from .config import read
@@ -17,12 +17,33 @@ from .errors import ModelError
 
 Arguments = Mapping[str, Any]
 
-#: What a preset says unless the model's own file says otherwise: few requests at once and
-#: small steps; many and large ones; one long request rather than many.
-PRESETS: Mapping[str, Arguments] = {
-    "latency": {"max-num-seqs": 32, "max-num-batched-tokens": 4096},
-    "throughput": {"max-num-seqs": 1024, "max-num-batched-tokens": 16384},
-    "long-context": {"max-num-seqs": 32, "max-num-batched-tokens": 8192},
+
+class Sourced(NamedTuple):
+    """A flag's value, and where it is from; paths are of vLLM 0.33's repository."""
+
+    value: Any
+    source: str
+
+
+#: What a preset says unless the model's own file says otherwise: small steps; many requests and
+#: large steps; a KV cache that ranks share as far as TP lets them. The rest is the plan's.
+PRESETS: Mapping[str, Mapping[str, Sourced]] = {
+    "latency": {
+        "max-num-batched-tokens": Sourced(
+            2048, "docs/configuration/optimization.md:64: few prefills slow decodes down"
+        ),
+    },
+    "throughput": {
+        "max-num-batched-tokens": Sourced(
+            16384, "docs/configuration/optimization.md:66 says above 8192, and :77 this"
+        ),
+        "max-num-seqs": Sourced(1024, "vllm/engine/arg_utils.py:2993: its default from 70 GiB on"),
+    },
+    "long-context": {
+        "decode-context-parallel-size": Sourced(
+            "auto", "docs/serving/context_parallel_deployment.md: 8 for DeepSeek-R1 with TP 8, at most TP / H"
+        ),
+    },
 }
 
 
@@ -53,7 +74,7 @@ class Model:
     + config: what of the repository's config.json decides its size and its split; staging
       compares the numbers with the snapshot's and refuses a difference
     + arguments: vLLM's long flag names without dashes; environment: of the vLLM process
-    + presets: arguments that replace those, by the name of the preset
+    + presets: arguments that replace those of PRESETS, by the name of the preset
     + template: a chat template of models/templates/, where vLLM's wheel has none
     + sampling: defaults for requests that say nothing
     + ignore: patterns of files in the repository that are not needed
@@ -121,7 +142,10 @@ class Model:
         """This model with a preset and a user's revision, vLLM arguments and variables over its own."""
         if preset is not None and preset not in PRESETS:
             raise ModelError(f"unknown preset {preset!r}; there are: {', '.join(PRESETS)}")
-        chosen = {**PRESETS[preset], **self.presets.get(preset, {})} if preset else {}
+        chosen: dict[str, Any] = {}
+        if preset:
+            usual = {flag: one.value for flag, one in PRESETS[preset].items()}
+            chosen = {**usual, **self.presets.get(preset, {})}
         return replace(
             self,
             revision=revision or self.revision,

@@ -19,7 +19,7 @@ from .hardware import Gpu
 from .model import Model
 from .performance import Estimate
 from .plan import Executor, Node, Plan, Ports, Replica, Request
-from .splits import nodes_needed, splits
+from .splits import DCP, nodes_needed, splits
 from .weights import Split
 
 #: What a split says, and vLLM's arguments must not.
@@ -106,7 +106,7 @@ def _options(model: Model, serving: Sequence[Node], count: int, request: Request
         raise PlanError(f"{count} replicas need as many nodes with GPUs; there are {len(serving)}")
     share = len(serving) // count
     gpus, gpu = _alike(serving)
-    for split in splits(model, gpus, share, request):
+    for split in splits(model, gpu, gpus, share, request):
         if limits.problem(model.architecture, split) is None:
             yield _plan(model, serving, count, split, gpu, request)
 
@@ -116,7 +116,10 @@ def _plan(
 ) -> Plan:
     share = len(serving) // count
     size = nodes_needed(split.gpus, serving[0].gpus, share)
-    flags = {**fitting.arguments_of(split), **model.flags}
+    sizes = fitting.arguments_of(split)
+    flags = {**sizes, **model.flags, **sizes}  # of what both say the split's counts, in its place
+    if split.context == 1:
+        flags.pop(DCP, None)
     found = None
     if gpu is not None:
         wanted = _wanted(model, request.targets)

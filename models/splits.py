@@ -12,15 +12,21 @@ from typing import Any
 
 from . import limits
 from .errors import PlanError
+from .hardware import Gpu
 from .model import Model
 from .plan import Request
 from .weights import Split
 
+DCP = "decode-context-parallel-size"
 
-def splits(model: Model, gpus: int, share: int, request: Request) -> Iterator[Split]:
+
+def splits(model: Model, gpu: Gpu | None, gpus: int, share: int, request: Request) -> Iterator[Split]:
     """The usual split first, then the others over as many GPUs."""
     tp, pp = request.tensor_parallel, request.pipeline_parallel
-    usual = _usual(model, gpus, share, tp, pp)
+    cpu = gpu is not None and gpu.vendor == "cpu"
+    usual = _usual(model, gpus, share, tp, pp, cpu)
+    if cpu and usual.context > 1:  # v1/attention/backends/cpu_attn.py and mla/cpu_mla.py return no LSE
+        raise PlanError(f"{model.name}: vLLM knows no DCP on CPUs: leave {DCP} out")
     limits.check(model.name, model.architecture, usual)
     nodes_needed(usual.gpus, gpus, share)
     yield usual
@@ -31,25 +37,28 @@ def splits(model: Model, gpus: int, share: int, request: Request) -> Iterator[Sp
             if tensor > gpus and share * gpus % tensor == 0:
                 pairs.add((tensor, pp or share * gpus // tensor))
     for tensor, pipeline in sorted(pairs, key=lambda pair: (pair[0] > gpus, -pair[0])):
-        for split in _variants(model, replace(usual, tensor=tensor, pipeline=pipeline), gpus, tp):
+        context = _context(model, tensor, cpu)
+        one = replace(usual, tensor=tensor, pipeline=pipeline, context=context)
+        for split in _variants(model, one, gpus, tp, cpu):
             if split != usual and _spreads(split.gpus, gpus, share):
                 yield split
 
 
-def _variants(model: Model, split: Split, gpus: int, tp: int | None) -> Iterator[Split]:
+def _variants(model: Model, split: Split, gpus: int, tp: int | None, cpu: bool) -> Iterator[Split]:
     """The split with and without what helps some models."""
     yield split
     if model.architecture.experts and "enable-expert-parallel" not in model.arguments:
         yield replace(split, expert=True)
-    if "decode-context-parallel-size" not in model.arguments:
+    if DCP not in model.arguments and not cpu:
         for size in limits.context_sizes(model.architecture, split.tensor)[-1:]:
             yield replace(split, context=size)
     if model.architecture.latent and model.architecture.experts and split.gpus <= gpus and tp is None:
         # TP keeps all of MLA's KV cache on every rank; DP keeps each request on one.
-        yield replace(split, tensor=1, data=split.gpus, pipeline=1, expert=True)
+        context = _context(model, 1, cpu)
+        yield replace(split, tensor=1, data=split.gpus, pipeline=1, expert=True, context=context)
 
 
-def _usual(model: Model, gpus: int, share: int, tp: int | None, pp: int | None) -> Split:
+def _usual(model: Model, gpus: int, share: int, tp: int | None, pp: int | None, cpu: bool) -> Split:
     """TP over a node and PP over nodes, with what the model's own arguments say.
 
     Where the model cannot be split that way, the widest TP and the most stages that it can.
@@ -58,7 +67,6 @@ def _usual(model: Model, gpus: int, share: int, tp: int | None, pp: int | None) 
     split = Split(
         data=_size(own, "data-parallel-size"),
         expert=bool(own.get("enable-expert-parallel", False)),
-        context=_size(own, "decode-context-parallel-size"),
     )
     most = gpus if pp is None or pp <= share else max(1, share * gpus // pp)
     valid = limits.valid_tensor_parallel(shape, split.expert)
@@ -67,12 +75,19 @@ def _usual(model: Model, gpus: int, share: int, tp: int | None, pp: int | None) 
     for width in widths or [most]:
         deepest = max(1, share * gpus // (width * split.data))
         for stages in [pp] if pp else range(deepest, 0, -1):
-            one = replace(split, tensor=width, pipeline=stages)
+            one = replace(split, tensor=width, pipeline=stages, context=_context(model, width, cpu))
             first = first or one
             if limits.problem(shape, one) is None and _spreads(one.gpus, gpus, share):
                 return one
     assert first is not None
     return first
+
+
+def _context(model: Model, tensor: int, cpu: bool) -> int:
+    """DCP as it is said; "auto" is the most that vLLM takes for that TP."""
+    if model.arguments.get(DCP) != "auto":
+        return _size(model.arguments, DCP)
+    return 1 if cpu else max(limits.context_sizes(model.architecture, tensor), default=1)
 
 
 def _size(arguments: Mapping[str, Any], name: str) -> int:

@@ -1,10 +1,13 @@
 """The catalogue and the values in it."""
 
+import re
+
 import pytest
 
 import models
 from models import Model
 from models.errors import BadInput, ModelError, UnknownModel
+from models.model import PRESETS
 
 NUMBERS = {
     "architectures": ["LlamaForCausalLM"],
@@ -144,3 +147,20 @@ def test_a_flag_that_vllm_has_not_is_refused_with_the_nearest():
         model().with_(arguments={"max-modl-len": 17})
     changed = model().with_(arguments={"max_model_len": 17, "no-enable-prefix-caching": True})
     assert dict(changed.arguments) == {"max-model-len": 17, "no-enable-prefix-caching": True}
+
+
+def test_every_value_of_a_preset_says_where_it_is_from():
+    """A file of vLLM's and its line, or a heading of a document that has none."""
+    assert set(PRESETS) == {"latency", "throughput", "long-context"}
+    for name, preset in PRESETS.items():
+        for flag, one in preset.items():
+            assert re.match(r"(docs|vllm)/[\w/.]+\.(md|py)(:\d+|: \w)", one.source), f"{name}: {flag}"
+    for own in map(models.get, models.names()):
+        assert not own.presets or "presets" in own.sources, own.name
+
+
+def test_a_preset_is_under_the_models_own_and_what_the_user_says():
+    own = model(presets={"throughput": {"max-num-seqs": 7}})
+    assert own.with_(preset="throughput").arguments == {"max-num-seqs": 7, "max-num-batched-tokens": 16384}
+    said = own.with_(preset="throughput", arguments={"max-num-seqs": 9})
+    assert said.arguments["max-num-seqs"] == 9

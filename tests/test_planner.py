@@ -305,6 +305,46 @@ def test_what_is_suggested_fits_when_it_is_asked_for(case):
         assert advice.fits(chosen, there, changed), one.text
 
 
+def context_parallel(name, gpus, nodes=1, gpu="H200", **said):
+    own = models.get(name).with_(preset="long-context")
+    where = [Node(f"node{n}", f"10.0.0.{n}", gpus, gpu) for n in range(nodes)]
+    replica = plan(own, where, **said).replicas[0]
+    assert replica.arguments.get("decode-context-parallel-size", 1) == replica.split.context
+    return replica.split.context
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "said", "expected"),
+    [
+        ("deepseek-r1", 8, {}, 8),
+        ("deepseek-r1", 4, {"nodes": 4}, 4),
+        ("deepseek-r1", 8, {"nodes": 2, "tensor_parallel": 16}, 16),
+        ("qwen3-235b-a22b", 8, {}, 2),  # 4 key-value heads, each copied once
+        ("qwen3-235b-a22b", 4, {}, 1),
+        ("llama-3.1-70b", 8, {}, 1),
+        ("gpt-oss-120b", 8, {}, 1),  # layers with windows know none
+    ],
+)
+def test_a_long_context_is_shared_by_as_many_ranks_as_tp_lets(name, gpus, said, expected):
+    """The cases of vLLM's docs/serving/context_parallel_deployment.md among them."""
+    assert context_parallel(name, gpus, **said) == expected
+
+
+def test_what_is_said_of_context_parallelism_counts_more_than_the_preset():
+    own = models.get("deepseek-r1").with_(
+        preset="long-context", arguments={"decode-context-parallel-size": 2}
+    )
+    assert plan(own, [Node("node", "10.0.0.1", 8, "H200")]).replicas[0].split.context == 2
+
+
+def test_cpus_know_no_context_parallelism():
+    own, node = models.get("smollm2-135m-instruct"), [Node("node", "10.0.0.1", 9, "cpu")]
+    assert plan(own.with_(preset="long-context"), node).replicas[0].split.context == 1
+    with pytest.raises(PlanError, match="knows no DCP on CPUs"):
+        plan(own.with_(arguments={"decode-context-parallel-size": 3}), node)
+    assert not [option for option in options(own, node, Request()) if option.replicas[0].split.context > 1]
+
+
 def in_a_new_process(code):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return done.stdout.split()

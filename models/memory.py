@@ -24,9 +24,8 @@ from .weights import Split, extra_bytes, part_bytes, stages
 #: config/cache.py:102.
 UTILIZATION = 0.92
 
-#: Tokens in a block unless --block-size says otherwise (config/cache.py:72,
-#: platforms/cpu.py:292; MLA without AMX on a CPU: platforms/cpu.py:271).
-BLOCK_SIZE, CPU_BLOCK_SIZE, CPU_LATENT_BLOCK_SIZE = 16, 128, 16
+#: Tokens in a block unless --block-size says otherwise (config/cache.py:185).
+BLOCK_SIZE = 16
 
 #: Of a step, and requests in one: vLLM's own by GPU (engine/arg_utils.py:2920), which a
 #: Ray driver without GPUs does not see. We always say them.
@@ -88,20 +87,20 @@ def serving(
 ) -> Serving:
     """The `Serving` that vLLM arguments (long names without dashes) and variables mean."""
     cpu = gpu.vendor == "cpu"
-    block = CPU_LATENT_BLOCK_SIZE if model.latent else CPU_BLOCK_SIZE
     space = environment.get("VLLM_CPU_KVCACHE_SPACE") if cpu else None
     if space and not space.isdecimal():
         raise ModelError(f"VLLM_CPU_KVCACHE_SPACE is {space!r}: must be a whole number of GiB")
     memory = int(space) * GiB if space else arguments.get("kv-cache-memory-bytes")
     if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int) or memory < 0):
         raise ModelError(f"kv-cache-memory-bytes is {memory!r}: must be a whole number of bytes")
+    cached = str(arguments.get("kv-cache-dtype", "auto"))
     return Serving(
         dtype=served_dtype(model, str(arguments.get("dtype", "auto"))),
-        kv_cache_dtype=str(arguments.get("kv-cache-dtype", "auto")),
+        kv_cache_dtype=cached,
         utilization=_share(arguments.get("gpu-memory-utilization", UTILIZATION)),
         batched=_count("max-num-batched-tokens", arguments, BATCHED_TOKENS),
         sequences=_count("max-num-seqs", arguments, SEQUENCES),
-        block_size=_block(_count("block-size", arguments, block if cpu else BLOCK_SIZE)),
+        block_size=_block(_count("block-size", arguments, block_size(model, gpu, cached))),
         eager=bool(arguments.get("enforce-eager", False)),
         kv_cache_memory=memory,
         asynchronous=not cpu,
@@ -115,6 +114,24 @@ def served_dtype(model: Architecture, asked: str) -> Dtype:
     if asked in ("float32", "bfloat16", "float16"):
         return asked  # type: ignore[return-value]
     raise ModelError(f"dtype is {asked!r}: must be auto, bfloat16, float16 or float32")
+
+
+def block_size(model: Architecture, gpu: Gpu, kv_cache_dtype: str) -> int:
+    """Tokens in a block: 16, or the least that the backend takes which vLLM chooses.
+
+    From vLLM 0.33: platforms/cuda.py:84 has the order of the backends for a GPU,
+    platforms/interface.py:771 raises the block; their sizes are in v1/attention/backends/mla/.
+    Without MLA every backend for our classes takes 16.
+    """
+    if gpu.vendor == "cpu":  # platforms/cpu.py:292; MLA without AMX: platforms/cpu.py:271
+        return 16 if model.latent else 128
+    if model.latent is None or gpu.vendor != "nvidia":
+        return BLOCK_SIZE
+    if gpu.capability // 10 == 10:  # flashinfer_mla.py:205 and :245, else cutlass_mla.py:50
+        return 32 if model.latent.qk_nope_head_dim in (64, 128, 192) else 128
+    if gpu.capability // 10 == 9 and kv.CACHE_BYTES.get(kv_cache_dtype) == 1:
+        return 64  # flashmla.py:58, as flashattn_mla.py:42 takes no FP8
+    return BLOCK_SIZE  # flashattn_mla.py:50, and triton_mla.py:115 on older GPUs
 
 
 @lru_cache(maxsize=512)

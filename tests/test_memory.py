@@ -10,7 +10,7 @@ from models import hardware, kv
 from models.errors import ModelError
 from models.fit import Targets, fit, memory_parts
 from models.hardware import GPUS
-from models.memory import Serving, serving, stage_memory
+from models.memory import Serving, block_size, serving, stage_memory
 from models.weights import Split, tensors
 
 GIB = 2**30
@@ -152,6 +152,33 @@ def test_on_cpus_the_cache_has_what_the_environment_says():
     assert of(model=R1, gpu=CPU).block_size == 16
     assert of(environment={"VLLM_CPU_KVCACHE_SPACE": "1"}).kv_cache_memory is None
     assert how.cache(Split(1, 3)).batches == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu", "dtype", "expected"),
+    [
+        ("deepseek-r1", "H100", "auto", 16),
+        ("deepseek-r1", "H200", "bfloat16", 16),
+        ("deepseek-r1", "H200", "fp8", 64),
+        ("deepseek-r1", "B200", "auto", 32),
+        ("deepseek-r1", "B200", "fp8", 32),
+        ("deepseek-r1", "A100-80", "auto", 16),
+        ("deepseek-r1", "L40S", "auto", 16),
+        ("llama-3.1-70b", "B200", "auto", 16),
+        ("llama-3.1-70b", "H100", "fp8", 16),
+        ("gpt-oss-120b", "B200", "auto", 16),
+        ("llama-3.1-70b", "cpu", "auto", 128),
+    ],
+)
+def test_a_block_has_as_many_tokens_as_the_attention_of_model_and_gpu_takes(name, gpu, dtype, expected):
+    own, row = models.get(name).architecture, hardware.gpu(gpu)
+    assert serving(own, {"kv-cache-dtype": dtype}, {}, row).block_size == expected
+    assert serving(own, {"block-size": 256}, {}, row).block_size == 256
+
+
+def test_heads_of_another_size_than_flashinfers_take_cutlass_blocks():
+    latent = replace(R1.latent, qk_nope_head_dim=96)
+    assert block_size(replace(R1, latent=latent), hardware.gpu("B200"), "auto") == 128
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from .errors import ModelError
 
 Config = Mapping[str, Any]
 
-#: Classes whose tensors models/weights.py lists, as vLLM 0.32 builds them.
+#: Classes whose tensors models/layers.py lists, as vLLM 0.32 builds them.
 KINDS = (
     "LlamaForCausalLM",
     "MistralForCausalLM",

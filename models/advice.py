@@ -45,6 +45,7 @@ def suggestions(
     """The nearest things that do fit, each planned. `smaller` are models that may stand in."""
     tried = (*_asking_less(model, nodes, request), *_other_splits(model, nodes, request),
              *_other_cache(model, nodes, request), *_other_models(smaller, nodes, request),
+             *_other_weights(model, nodes, request), *_more_gpus(model, nodes, request),
              *_more_nodes(model, nodes, request), *_other_gpus(model, nodes, request))  # fmt: skip
     return [one for one in tried if fits(one.model, one.nodes, one.request)]
 
@@ -140,6 +141,32 @@ def _other_cache(model: Model, nodes: Sequence[Node], request: Request) -> Itera
 def _other_models(smaller: Sequence[Model], nodes: Sequence[Node], request: Request) -> Iterator[Suggestion]:
     for model in smaller:
         yield _suggest(f"{model.name}, the same in fewer bytes", {"model": model.name}, model, nodes, request)
+
+
+def _other_weights(model: Model, nodes: Sequence[Node], request: Request) -> Iterator[Suggestion]:
+    """FP8 made while loading, on GPUs that have FP8 and of weights that are not quantized."""
+    stored = model.architecture.quantization
+    row = hardware.gpu(nodes[0].gpu) if nodes[0].gpu else None
+    if row is None or row.capability < 89 or stored.format != "plain" or "quantization" in model.arguments:
+        return
+    arguments = {"quantization": "fp8_per_tensor"}
+    change: dict[str, object] = {"vllm_args": arguments}
+    text = "FP8 weights, made while loading (quantization: fp8_per_tensor)"
+    yield _suggest(text, change, model.with_(arguments=arguments), nodes, request)
+
+
+def _more_gpus(model: Model, nodes: Sequence[Node], request: Request) -> Iterator[Suggestion]:
+    """More GPUs in each of these nodes, up to as many as nodes with them usually have."""
+    serving = [node for node in nodes if node.gpus and node.gpu]
+    most = hardware.gpu(str(serving[0].gpu)).per_node if serving else 0
+    for count in (2, 4, 8):
+        if not serving or not serving[0].gpus < count <= most:
+            continue
+        more = [replace(node, gpus=count) for node in serving]
+        if fits(model, more, request):
+            where = "a node" if len(serving) == 1 else f"each of {len(serving)} nodes"
+            yield _suggest(f"{count} {serving[0].gpu} in {where}", {"gpus": count}, model, more, request)
+            return
 
 
 def _more_nodes(model: Model, nodes: Sequence[Node], request: Request) -> Iterator[Suggestion]:

@@ -53,7 +53,8 @@ class Quantization:
     """How the weights of linear layers are stored, and which are left as they are."""
 
     format: Format = "plain"
-    method: str = ""  # quantization_config's own quant_method
+    method: str = ""  # quantization_config's own quant_method, or --quantization
+    online: bool = False  # made by vLLM while it loads weights that are not quantized
     ignored: tuple[str, ...] = ()  # module names, or "re:" and a pattern
 
     def of(self, module: str) -> Format:

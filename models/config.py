@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from .architecture import Architecture, Dtype, Experts, Format, Latent, Quantization
@@ -90,6 +91,32 @@ def read(config: Config) -> Architecture:
         latent=_latent(config) if kind.startswith("Deepseek") else None,
         quantization=_quantization(_object(config, "quantization_config")),
     )
+
+
+#: What --quantization makes of weights that are not quantized: vllm/config/quantization.py:195;
+#: fp8 is the old name of fp8_per_tensor (model_executor/model_loader/weight_utils.py:355).
+ONLINE: Mapping[str, Format] = {
+    "fp8": "fp8_tensor",
+    "fp8_per_tensor": "fp8_tensor",
+    "fp8_per_channel": "fp8_channel",
+}
+
+
+def quantized(own: Architecture, asked: str) -> Architecture:
+    """`own` with --quantization: FP8 for what is not quantized, or what config.json says anyway.
+
+    Of a method that is not in ONLINE nothing is counted. vLLM takes a layer's weights, makes
+    them FP8 and then takes the next one's (model_loader/reload/layerwise.py:120), so that what
+    it holds is never all of them in 16 bits.
+    """
+    stored = own.quantization
+    if stored.format != "plain":
+        if asked != stored.method:  # config/model.py:1456
+            raise ModelError(f"quantization is {asked}, and its weights are {stored.method}: leave it out")
+        return own
+    if asked not in ONLINE:
+        return own
+    return replace(own, quantization=Quantization(format=ONLINE[asked], method=asked, online=True))
 
 
 def _experts(kind: str, config: Config, layers: int) -> Experts | None:

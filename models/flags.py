@@ -59,4 +59,6 @@ def reasons(replica: Replica, model: Model) -> dict[str, tuple[object, str]]:
 
 def not_counted(model: Model) -> list[str]:
     """The model's arguments that a plan does not know what to make of."""
-    return [name for name in NOT_COUNTED if model.arguments.get(name)]
+    named = [name for name in NOT_COUNTED if model.arguments.get(name)]
+    counted = model.architecture.quantization.method == model.arguments.get("quantization")
+    return [name for name in named if name != "quantization" or not counted]

@@ -145,7 +145,10 @@ class Rows:
 
     def _experts(self, prefix: str, own: Experts) -> Iterator[Tensor]:
         hidden, name = self.model.hidden_size, f"{prefix}.mlp"
-        yield Tensor("router", f"{name}.gate.weight", (own.count, hidden), self.dtype)
+        if self.model.quantization.online and self.model.kind.startswith("Qwen"):  # models/qwen3_moe.py:170
+            yield from self._linear("router", f"{name}.gate", hidden, own.count)
+        else:
+            yield Tensor("router", f"{name}.gate.weight", (own.count, hidden), self.dtype)
         if own.bias:
             yield Tensor("router", f"{name}.gate.bias", (own.count,), self.dtype)
         if own.correction_bias:
@@ -188,7 +191,8 @@ class Rows:
         elif how == "fp8_channel":
             yield Tensor("experts", f"{name}_weight_scale", (count, rows, 1), "float32")
         elif how == "fp8_tensor":
-            yield Tensor("experts", f"{name}_weight_scale", (count, halves), "float32")
+            scales = (count,) if self.model.quantization.online else (count, halves)
+            yield Tensor("experts", f"{name}_weight_scale", scales, "float32")
 
     def _mxfp4(self, name: str, count: int, width: int) -> Iterator[Tensor]:
         """Two numbers a byte and a scale for 32 of them (quantization/mxfp4.py:200)."""
@@ -213,7 +217,8 @@ class Rows:
         elif how == "fp8_channel":
             yield Tensor(part, f"{name}.weight_scale", (outputs, 1), "float32")
         elif how == "fp8_tensor":
-            yield Tensor(part, f"{name}.weight_scale", (max(1, len(shards)),), "float32")
+            online = self.model.quantization.online  # one for what is fused (online/fp8.py:242)
+            yield Tensor(part, f"{name}.weight_scale", (1 if online else max(1, len(shards)),), "float32")
 
     def _format(self, name: str, shards: tuple[str, ...]) -> Format:
         quantization = self.model.quantization

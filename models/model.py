@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from .architecture import Architecture
-from .config import read
+from .config import quantized, read
 from .errors import ModelError
 
 Arguments = Mapping[str, Any]
@@ -112,7 +112,9 @@ class Model:
         if not isinstance(overrides, Mapping):
             raise ModelError(f"{self.name}: hf-overrides is {overrides!r}: must be an object")
         try:
-            return read({**self.config, **overrides})
+            own = read({**self.config, **overrides})
+            asked = self.arguments.get("quantization")
+            return quantized(own, str(asked)) if asked else own
         except ModelError as error:
             raise ModelError(f"{self.name}: {error}") from None
 

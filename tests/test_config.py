@@ -3,7 +3,7 @@
 import pytest
 
 import models
-from models.config import MOST, read
+from models.config import MOST, quantized, read
 from models.errors import ModelError
 
 LLAMA = {
@@ -236,3 +236,21 @@ def test_a_config_that_contradicts_itself_is_refused_in_one_line(fields, message
     with pytest.raises(ModelError, match=message) as refusal:
         read({**LLAMA, **fields})
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("asked", "how"),
+    [("fp8", "fp8_tensor"), ("fp8_per_tensor", "fp8_tensor"), ("fp8_per_channel", "fp8_channel"),
+     ("bitsandbytes", "plain")],
+)  # fmt: skip
+def test_weights_are_quantized_as_the_user_says_and_as_far_as_it_is_known(asked, how):
+    own = quantized(read(LLAMA), asked)
+    assert own.quantization.format == how
+    assert own.quantization.online is (how != "plain")
+
+
+def test_weights_that_are_quantized_stay_so():
+    own = read({**LLAMA, "quantization_config": {"quant_method": "fp8"}})
+    assert quantized(own, "fp8") == own
+    with pytest.raises(ModelError, match="^quantization is fp8_per_tensor, and its weights are fp8: leave"):
+        quantized(own, "fp8_per_tensor")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import models
-from models.config import DEFAULTS, KINDS, read
+from models.config import DEFAULTS, KINDS, quantized, read
 from models.errors import PlanError
 from models.hardware import GPUS
 from models.model import PRESETS, Model
@@ -51,19 +51,21 @@ def environment() -> None:
 @pytest.fixture(scope="module")
 def ranks() -> dict[str, list[int]]:
     """{case: bytes of the parameters that vLLM made on each rank}"""
-    keys = ("config", "tensor", "pipeline", "expert")
+    keys = ("config", "tensor", "pipeline", "expert", "quantization")
     cases = [dict(zip(keys, case, strict=True)) for case in CASES.values()]
     return dict(zip(CASES, ask("ranks.py", cases), strict=True))
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_weights_of_every_rank_are_those_that_vllm_makes(name: str, ranks: dict[str, list[int]]) -> None:
-    config, tensor, pipeline, expert = CASES[name]
-    split = Split(tensor, pipeline, expert=expert)
+    config, tensor, pipeline, expert, quantization = CASES[name]
+    own, split = read(config), Split(tensor, pipeline, expert=expert)
+    own = quantized(own, quantization) if quantization else own
     planned = [
-        sum(one.bytes for one in tensors(read(config), split, stage=rank // tensor, rank=rank % tensor))
+        sum(one.bytes for one in tensors(own, split, stage=rank // tensor, rank=rank % tensor)
+            if not one.name.endswith("scale"))
         for rank in range(split.gpus)
-    ]
+    ]  # fmt: skip
     assert planned == ranks[name]
 
 

@@ -138,6 +138,12 @@ def test_vllm_arguments_are_read_with_dashes_or_underscores():
         assert as_json(*LLAMA, "--vllm-arg", f"{name}=4096")["replicas"][0]["max_model_len"] == 4096
 
 
+def test_weights_made_fp8_while_loading_are_counted_and_other_ways_named_as_not_counted():
+    made = as_json(*LLAMA, "--vllm-arg", "quantization=fp8")
+    assert made["not_counted"] == []
+    assert as_json(*LLAMA, "--vllm-arg", "quantization=bitsandbytes")["not_counted"] == ["quantization"]
+
+
 def test_an_inventory_is_planned_as_serve_would():
     """In a process of its own: reading an inventory patches the whole process for gevent."""
     done = in_a_new_process("plan", "llama-3.1-70b", "-i", "cluster", "--json")

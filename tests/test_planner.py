@@ -85,6 +85,50 @@ def test_a_model_that_has_a_smaller_form_is_told_of_it():
     assert {"model": "llama-3.1-405b-instruct-fp8-redhat"} in changes
 
 
+def test_more_gpus_in_a_node_are_suggested_before_more_nodes():
+    found = advice.suggestions(models.get("qwen3-235b-a22b"), nodes(1, 1, "H200"), Request())
+    changes = [one.change for one in found]
+    assert {"gpus": 4} in changes and {"gpus": 2} not in changes
+    assert changes.index({"gpus": 4}) < changes.index({"nodes": 4})
+    assert found[changes.index({"gpus": 4})].text == "4 H200 in a node"
+
+
+def test_no_more_gpus_are_suggested_than_a_node_has():
+    found = advice.suggestions(models.get("deepseek-r1"), nodes(1, 8), Request())
+    assert found and not any("gpus" in one.change for one in found)
+
+
+FP8 = {"vllm_args": {"quantization": "fp8_per_tensor"}}
+
+
+@pytest.mark.parametrize(
+    ("name", "where", "expected"),
+    [
+        ("llama-3.1-405b", (1, 8, "H100"), True),
+        ("qwen3-235b-a22b", (1, 4, "H100"), True),
+        ("llama-3.1-70b", (1, 1, "A100-80"), False),  # no FP8 there
+        ("deepseek-r1", (1, 8, "H100"), False),  # is FP8
+        ("llama-3.1-405b", (1, 1, "H100"), False),  # would not fit so either
+    ],
+)
+def test_weights_that_are_not_quantized_may_be_made_fp8_while_loading(name, where, expected):
+    own = models.get(name)
+    assert not advice.fits(own, nodes(*where), Request())
+    found = advice.suggestions(own, nodes(*where), Request())
+    assert (FP8 in [one.change for one in found]) is expected
+
+
+def test_weights_made_fp8_are_planned_with_what_vllm_makes_of_them():
+    own, made = (models.get("llama-3.1-405b").with_(arguments=said) for said in ({}, FP8["vllm_args"]))
+    (before,), (after,) = (plan(one, nodes(2)).replicas for one in (own, made))
+    assert after.arguments["quantization"] == "fp8_per_tensor"
+    stage = before.fit.stages[0].weights, after.fit.stages[0].weights
+    for part in ("attention", "mlp"):
+        assert stage[1][part] == pytest.approx(stage[0][part] / 2, rel=1e-6)
+    assert stage[1]["embedding"] == stage[0]["embedding"]
+    assert after.fit.stages[1].weights["head"] == before.fit.stages[1].weights["head"]
+
+
 def test_who_asks_for_too_much_context_or_too_many_requests_is_told_how_many_fit():
     asked = Request(targets=wanted(131072, 64))
     found = advice.suggestions(models.get("llama-3.1-70b"), nodes(1, 4), asked)
@@ -296,6 +340,8 @@ def test_what_is_suggested_fits_when_it_is_asked_for(case):
                 there = nodes(value, where[0].gpus, where[0].gpu)
             elif what == "gpu":
                 there = nodes(len(where), where[0].gpus, value)
+            elif what == "gpus":
+                there = nodes(len(where), value, where[0].gpu)
             elif what == "model":
                 chosen = models.get(value)
             elif what in ("context", "concurrency"):

@@ -1,11 +1,13 @@
 """The parameters of each rank: numbers from vLLM 0.32's own processes, and from published counts."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 import models
-from models.config import read
+from models.architecture import Quantization
+from models.config import quantized, read
 from models.weights import Split, extra_bytes, padded, parameters, part_bytes, stages, tensors
 
 CATALOGUE = [models.get(name) for name in models.names()]
@@ -200,3 +202,29 @@ def test_bytes_by_part_are_those_of_the_tensors_one_by_one(name):
             for tensor in tensors(model, split, stage, dtype="bfloat16"):
                 parts[tensor.part] += tensor.bytes
             assert part_bytes(model, split, stage, "bfloat16") == parts
+
+
+@pytest.mark.parametrize(("asked", "scale"), [("fp8_per_tensor", 1), ("fp8_per_channel", 768)])
+def test_what_is_quantized_while_loading_is_all_but_the_ends_and_norms(asked, scale):
+    """Which layers those are tests/test_lab_vllm.py asks vLLM; scales are those of online/fp8.py."""
+    own = quantized(read({**SMALL, "intermediate_size": 384}), asked)
+    one = {tensor.name: tensor for tensor in tensors(own, Split())}
+    assert {name for name, tensor in one.items() if tensor.dtype == "bfloat16"} == {
+        "embed_tokens.weight", "lm_head.weight", "norm.weight",
+        *(name for name in one if name.endswith("layernorm.weight")),
+    }  # fmt: skip
+    assert one["model.layers.0.mlp.gate_up_proj.weight_scale"].count == scale
+
+
+def test_of_experts_that_are_quantized_while_loading_so_is_qwens_router_but_not_deepseeks():
+    def router(model):
+        return {tensor.dtype for tensor in tensors(model, Split()) if tensor.name.endswith("mlp.gate.weight")}
+
+    assert router(quantized(QWEN3, "fp8_per_tensor")) == {"float8_e4m3fn"}
+    assert router(quantized(replace(R1, quantization=Quantization()), "fp8_per_tensor")) == {"bfloat16"}
+
+
+def test_latent_attention_that_is_quantized_while_loading_is_kept_once_more_too():
+    plain = replace(R1, quantization=Quantization())
+    assert extra_bytes(plain, Split(8)) == 0
+    assert extra_bytes(quantized(plain, "fp8_per_tensor"), Split(8)) == extra_bytes(R1, Split(8)) > 0

@@ -1,8 +1,10 @@
 """Runs in vLLM's environment: the bytes of the parameters that vLLM itself makes, rank by rank.
 
-Reads [{"config": {...}, "tensor": 2, "pipeline": 1, "expert": false}, ...] from stdin and prints
-[[bytes of rank 0, ...], ...]. Each rank is a process of a real process group (gloo); nothing is
-loaded, for kernels repack what they load: on CPUs little of it stays a parameter.
+Reads [{"config": {...}, "tensor": 2, "pipeline": 1, "expert": false, "quantization": null}, ...] from
+stdin and prints [[bytes of rank 0, ...], ...]. What --quantization will make FP8 while loading is on
+no device until then: it counts a byte a number, and scales are not there yet. Each rank is a process
+of a real process group (gloo); nothing is loaded, for kernels repack what they load: on CPUs little of
+it stays a parameter.
 """
 
 import json
@@ -40,6 +42,7 @@ def _ranks(case: dict) -> list[int]:
             model=folder, load_format="dummy", skip_tokenizer_init=True, enforce_eager=True,
             max_model_len=512, tensor_parallel_size=case["tensor"],
             pipeline_parallel_size=case["pipeline"], enable_expert_parallel=case["expert"],
+            quantization=case["quantization"],
         ).create_engine_config()  # fmt: skip
         os.environ["VLLM_DIST_IDENT"] = f"rackserve-{port}"
         # Each rank is a process of its own: vLLM's groups are made once in one.
@@ -76,7 +79,10 @@ def _measure(case: dict, config: VllmConfig, rank: int, world: int, port: int) -
         initialize_model_parallel(case["tensor"], case["pipeline"])
         with set_default_torch_dtype(config.model_config.dtype), torch.device("cpu"):
             model = initialize_model(vllm_config=config)
-    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    return sum(
+        one.numel() * (1 if one.is_meta and name.endswith("weight") else one.element_size())
+        for name, one in model.named_parameters()
+    )
 
 
 def _free_port() -> int:

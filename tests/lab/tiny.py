@@ -35,15 +35,20 @@ GPT_OSS = {
     },
 }  # fmt: skip
 
-#: What each is there for: (config.json, TP, PP, EP).
-CASES: dict[str, tuple[dict[str, Any], int, int, bool]] = {
-    "uneven pipeline stages": ({**LLAMA, "num_hidden_layers": 5}, 1, 2, False),
-    "copied key-value heads": ({**LLAMA, "num_key_value_heads": 1}, 2, 1, False),
-    "MLA and shared experts": (DEEPSEEK, 2, 1, False),
-    "MLA over pipeline stages": (DEEPSEEK, 1, 2, False),
-    "experts, cut": (QWEN3_MOE, 2, 1, False),
-    "experts, spread unevenly": (QWEN3_MOE, 2, 1, True),
-    "tied embeddings": ({**LLAMA, "tie_word_embeddings": True}, 2, 2, False),
-    "padded vocabulary and biases": ({**QWEN2, "vocab_size": 500}, 2, 1, False),
-    "sliding windows and sinks": (GPT_OSS, 1, 2, False),
+#: What each is there for: (config.json, TP, PP, EP, --quantization).
+CASES: dict[str, tuple[dict[str, Any], int, int, bool, str | None]] = {
+    "uneven pipeline stages": ({**LLAMA, "num_hidden_layers": 5}, 1, 2, False, None),
+    "copied key-value heads": ({**LLAMA, "num_key_value_heads": 1}, 2, 1, False, None),
+    "MLA and shared experts": (DEEPSEEK, 2, 1, False, None),
+    "MLA over pipeline stages": (DEEPSEEK, 1, 2, False, None),
+    "experts, cut": (QWEN3_MOE, 2, 1, False, None),
+    "experts, spread unevenly": (QWEN3_MOE, 2, 1, True, None),
+    "tied embeddings": ({**LLAMA, "tie_word_embeddings": True}, 2, 2, False, None),
+    "padded vocabulary and biases": ({**QWEN2, "vocab_size": 500}, 2, 1, False, None),
+    "sliding windows and sinks": (GPT_OSS, 1, 2, False, None),
+    "FP8 while loading": (LLAMA, 2, 1, False, "fp8_per_tensor"),
+    "FP8 while loading, by its old name, and biases": (QWEN2, 2, 1, False, "fp8"),
+    "FP8 while loading, of experts": (QWEN3_MOE, 2, 1, True, "fp8_per_tensor"),
+    "FP8 while loading, of MLA": (DEEPSEEK, 2, 1, False, "fp8_per_tensor"),
+    "FP8 while loading, sinks": (GPT_OSS, 1, 1, False, "fp8_per_tensor"),
 }

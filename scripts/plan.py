@@ -16,8 +16,9 @@ from click.core import ParameterSource
 from models.errors import BadInput
 from models.model import PRESETS, Model
 from models.plan import Node, Request
-from scripts import report
 from scripts.refusal import Refused
+from scripts.report import against, chart, data, words
+from scripts.report.found import Found
 
 #: How --gpus is written: 16xH100, 8 x H200.
 GPUS = re.compile(r"(\d+)\s*x\s*([\w-]+(?: [\w-]+)?)", re.IGNORECASE)
@@ -77,16 +78,16 @@ def plan(what: str | None, as_json: bool, explain: bool, plot: Path | None,
         raise Refused(f"--plot {plot}: must end in .svg or .png")
     try:
         asked = _asked(what, said)
-        found = report.Found.of(asked.model, asked.nodes, asked.request)
+        found = Found.of(asked.model, asked.nodes, asked.request)
         if log is not None:  # one that does not fit, too: the log says that it runs
-            click.echo(report.against(found.nearest, _read(log)))
+            click.echo(against.as_text(found.nearest, _read(log)))
             return
     except BadInput as error:
         raise Refused(str(error)) from None
     if as_json:
-        click.echo(json.dumps(report.as_json(found), indent=1))
+        click.echo(json.dumps(data.as_json(found), indent=1))
     else:
-        click.echo(report.as_text(found, explain=explain))
+        click.echo(words.as_text(found, explain=explain))
     if plot is not None:
         _plot(found, plot)
     if found.plan is None:
@@ -104,9 +105,7 @@ def models(as_json: bool) -> None:
     except BadInput as error:
         raise Refused(str(error)) from None
     click.echo(
-        json.dumps([report.entry(model) for model in listed], indent=1)
-        if as_json
-        else report.catalogue(listed)
+        json.dumps([data.entry(model) for model in listed], indent=1) if as_json else words.catalogue(listed)
     )
 
 
@@ -213,8 +212,8 @@ def _read(log: Path) -> str:
         raise Refused(f"--against-log {log}: {error.strerror}") from None
 
 
-def _plot(found: report.Found, path: Path) -> None:
+def _plot(found: Found, path: Path) -> None:
     try:
-        report.plot(found, path)
+        chart.plot(found, path)
     except OSError as error:
         raise Refused(f"--plot {path}: {error.strerror}") from None

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import requests
 
-from scripts.report import CACHE
+from scripts.report.against import CACHE
 from tests.lab.node import Node
 from tests.lab.shell import wait_until
 from tests.lab.testing import (

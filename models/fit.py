@@ -37,6 +37,8 @@ class Fit:
     cache: Cache
     max_model_len: int
     capacity: Capacity
+    least: int  # tokens of a request that were asked for
+    needed: tuple[int, ...]  # KV cache for that, by stage
     missing_bytes: int  # on the fullest GPU; 0 when it fits
 
     @property
@@ -56,7 +58,8 @@ def fit(model: Architecture, split: Split, gpu: Gpu, how: Serving, wanted: Targe
     available = [stage.available for stage in stages]
     limit = wanted.context or model.max_position_embeddings
     least = wanted.context or min(LEAST_CONTEXT, limit)
-    needed = kv.needed(model, split, cache, least, wanted.concurrency)
+    said = how.kv_cache_memory or 0  # vLLM takes it unasked, and runs out of memory where it is too much
+    needed = tuple(max(need, said) for need in kv.needed(model, split, cache, least, wanted.concurrency))
     missing = max(0, *(need - have for need, have in zip(needed, available, strict=True)))
     length = limit if wanted.context else kv.longest(model, split, cache, available, limit)
     length = max(length, 1)
@@ -65,20 +68,27 @@ def fit(model: Architecture, split: Split, gpu: Gpu, how: Serving, wanted: Targe
         cache=cache,
         max_model_len=length,
         capacity=kv.capacity(model, split, cache, available, length),
+        least=least,
+        needed=needed,
         missing_bytes=missing,
     )
 
 
 def memory_parts(model: Architecture, split: Split, found: Fit, stage: int) -> dict[str, int]:
-    """The memory of a GPU of one stage, by part, in bytes; "free" is what nothing is said of."""
+    """The memory of a GPU of one stage, by part, in bytes. Together they are all of it.
+
+    "free" is of what vLLM may take, and the rest is "beyond vLLM's share". Of what does not fit
+    the KV cache is the one that was asked for, and "free" on the fullest GPU is what is missing.
+    """
     own = found.stages[stage]
     blocks = found.capacity.blocks * kv.block_bytes(model, split, found.cache)[stage]
     parts = {
         **own.weights,
-        "KV cache": blocks,
+        "KV cache": blocks if found.fits else found.needed[stage],
         "activations": own.activations,
         "CUDA graphs": own.graphs,
         "communication": own.communication,
+        "beyond vLLM's share": own.beyond,
     }
     return {**parts, "free": own.total - sum(parts.values())}
 

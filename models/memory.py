@@ -81,6 +81,12 @@ class Stage:
     def weight_bytes(self) -> int:
         return sum(self.weights.values())
 
+    @property
+    def beyond(self) -> int:
+        """What stays unused because vLLM may not take it."""
+        used = self.weight_bytes + self.activations + self.graphs + self.communication
+        return max(0, self.total - used - self.available)
+
 
 def serving(
     model: Architecture, arguments: Mapping[str, Any], environment: Mapping[str, str], gpu: Gpu
@@ -153,8 +159,7 @@ def _stage(model: Architecture, split: Split, gpu: Gpu, how: Serving, stage: int
     available = requested - weights.total() - activations - graphs
     if how.kv_cache_memory is not None:
         room = gpu.memory - communication - weights.total() - activations - graphs
-        said = how.kv_cache_memory  # vLLM takes it unasked, and runs out of memory where it is too much
-        available = said if cpu or said <= room else room - said
+        available = how.kv_cache_memory if cpu else min(how.kv_cache_memory, room)
     elif gpu.memory - requested < communication:  # vLLM asks that its share be free
         available -= communication - (gpu.memory - requested)
     return Stage(gpu.memory, requested, dict(weights), activations, graphs, communication, available)

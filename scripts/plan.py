@@ -74,7 +74,7 @@ def plan(what: str | None, as_json: bool, explain: bool, plot: Path | None,
     Without --context a fit means 8192 tokens for one request, and the context is the
     largest that fits. Exit codes: 0 it fits, 3 it does not, 2 bad input.
     """
-    if plot is not None and plot.suffix not in (".svg", ".png"):
+    if plot is not None and plot.suffix.lower() not in (".svg", ".png"):
         raise Refused(f"--plot {plot}: must end in .svg or .png")
     try:
         asked = _asked(what, said)

@@ -107,6 +107,23 @@ def test_what_is_missing_is_exactly_what_is_missing():
     assert have == needed
 
 
+def test_what_does_not_fit_shows_the_cache_that_was_asked_for_and_what_is_missing():
+    found = fitted(R1, Split(8), concurrency=2, context=16384)
+    parts = memory_parts(R1, Split(8), found, 0)
+    assert parts["KV cache"] == kv.needed(R1, Split(8), found.cache, 16384, 2)[0]
+    assert parts["free"] == -found.missing_bytes < 0
+
+
+def test_what_vllm_may_not_take_is_a_part_of_its_own():
+    parts = memory_parts(LLAMA, Split(4), fitted(), 0)
+    (stage,) = stage_memory(LLAMA, Split(4), H100, HOW)
+    assert parts["beyond vLLM's share"] == H100.memory - stage.requested - stage.communication
+    assert (
+        memory_parts(LLAMA, Split(4), fitted(how=replace(HOW, utilization=1.0)), 0)["beyond vLLM's share"]
+        == 0
+    )
+
+
 def test_more_requests_need_more_room():
     assert fitted(concurrency=3, context=131072).fits
     assert not fitted(concurrency=4, context=131072).fits

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,60 @@ def test_a_refusal_says_what_is_missing_and_what_would_fit_and_ends_with_3():
     assert done.exit_code == 3
     assert done.stdout.startswith("deepseek-r1 does not fit on 8 H100 (TP 8 x PP 1, EP): each GPU lacks ")
     assert done.stdout.endswith("What would fit:\n  2 nodes of 8 H100\n  H200 instead of H100\n")
+
+
+def table(said):
+    """{part: [GiB of each column]} of the table of memory, and its head."""
+    lines = said[said.index("Memory of a GPU") :].split("\n\n")[0].splitlines()
+    rows, head = {}, []
+    for line in lines:
+        if not re.match("  [a-zA-Z]", line):
+            head += [line] if "(" not in line else []
+        else:
+            cells = re.findall(r"(-?[\d.]+) ([GM])iB|(?<= )-(?= |$)", line[22:])
+            rows[line[:22].strip()] = [float(n or 0) / (1024 if unit == "M" else 1) for n, unit in cells]
+    return rows, head
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        LLAMA,
+        R1,
+        ("llama-3.1-405b", "--gpus", "16xH100", "--nodes", 4),
+        ("llama-3.1-405b", "--gpus", "8xH100", "--context", 131072, "--concurrency", 4),
+        (*LLAMA, "--vllm-arg", "gpu-memory-utilization=0.995"),
+        (*LLAMA, "--vllm-arg", "kv-cache-memory-bytes=6000000000"),
+        (*LLAMA, "--vllm-arg", "kv-cache-memory-bytes=60000000000"),
+    ],
+    ids=lambda words: " ".join(map(str, words)),
+)
+def test_the_table_adds_up_to_the_gpu_and_what_is_free_to_what_is_missing(words):
+    rows, _ = table(rackserve(*words).stdout)
+    for column in zip(*rows.values(), strict=True):
+        *parts, whole = column
+        assert whole == 79.2
+        assert sum(parts) == pytest.approx(whole, abs=0.05 * len(parts))
+    found = json.loads(rackserve(*words, "--json").stdout)
+    missing = found.get("missing_bytes", 0)
+    assert min(rows["free"]) == pytest.approx(found["memory_per_gpu"]["free"] / 2**30, abs=0.051)
+    assert found["memory_per_gpu"]["free"] == -missing if missing else min(rows["free"]) >= 0
+
+
+def test_a_refusal_shows_the_kv_cache_that_was_wanted():
+    said = rackserve(*R1, "--context", 16384, "--concurrency", 3).stdout
+    assert table(said)[0]["KV cache wanted"] == [pytest.approx(3 * 16384 * 61 * 576 * 2 / 2**30, abs=0.06)]
+    assert "\n  (KV cache wanted: for 3 x 16384 tokens)\n" in said
+    assert "(free: of vLLM's share, 92 % of a GPU (gpu-memory-utilization))" in said
+
+
+def test_the_columns_of_the_table_say_their_stage_their_host_and_their_ranks():
+    stages, hosts, ranks = table(rackserve("llama-3.1-405b", "--gpus", "16xH100", "--nodes", 4).stdout)[1]
+    assert stages.removeprefix("Memory of a GPU").split() == [
+        "stage", "0", "stage", "1,", "fullest", "stage", "3",
+    ]  # fmt: skip
+    assert hosts.split() == ["node1", "node2", "node4"]
+    assert ranks.split() == ["ranks", "0-3", "ranks", "4-7", "ranks", "12-15"]
 
 
 def test_a_fit_as_json():
@@ -170,13 +225,21 @@ def test_explain_says_the_arithmetic_with_its_sources():
     assert "1152 = 576 x 2 (MLA: whole on every TP rank)" in rackserve(*R1, "--explain").stdout
 
 
-@pytest.mark.parametrize(("ending", "magic"), [("svg", b"<?xml"), ("png", b"\x89PNG")])
+@pytest.mark.parametrize(
+    ("ending", "magic"), [("svg", b"<?xml"), ("png", b"\x89PNG"), ("SVG", b"<?xml"), ("PNG", b"\x89PNG")]
+)
 def test_a_plot_is_written_for_a_fit_and_for_a_refusal(tmp_path, ending, magic):
     for words, code in ((LLAMA, 0), (R1, 3)):
         file = tmp_path / f"memory.{ending}"
         assert rackserve(*words, "--plot", file).exit_code == code
         assert file.read_bytes().startswith(magic)
         file.unlink()
+
+
+def test_a_plot_has_a_line_where_the_gpu_ends(tmp_path):
+    file = tmp_path / "memory.svg"
+    rackserve(*R1, "--plot", file)
+    assert '<g id="limit">' in file.read_text()
 
 
 def test_a_log_of_vllms_is_set_beside_the_plan(tmp_path):

@@ -19,7 +19,7 @@ GIB = 2**30
 #: In the order of a table.
 PARTS = [
     "embedding", "attention", "absorbed MLA", "mlp", "router", "experts", "shared experts", "norms", "head",
-    "KV cache", "activations", "CUDA graphs", "communication", "free",
+    "KV cache", "activations", "CUDA graphs", "free", "communication", "beyond vLLM's share",
 ]  # fmt: skip
 
 
@@ -65,11 +65,9 @@ class Found:
 
     @property
     def fullest(self) -> int:
-        """The stage whose GPUs have least room."""
-        first = self.nearest.replicas[0]
-        assert first.fit is not None
-        stages = first.fit.stages
-        return min(range(len(stages)), key=lambda stage: stages[stage].available)
+        """The stage whose GPUs have least room, or lack most."""
+        stages = self.memory()
+        return min(range(len(stages)), key=lambda stage: stages[stage]["free"])
 
 
 def name_of(plan: Plan) -> str:

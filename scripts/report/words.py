@@ -85,15 +85,53 @@ def _gpus(there: Mapping[str, Sequence[int]]) -> str:
 
 
 def _table(found: Found) -> list[str]:
-    """The memory of the fullest GPU; and of the others where they differ."""
-    stages = found.memory()
-    shown = list(dict.fromkeys([found.fullest, 0, len(stages) - 1]))
+    """The memory of a GPU of the first stage, of the last and of the fullest, which add up to all of it."""
+    stages, first = found.memory(), found.nearest.replicas[0]
+    assert first.fit is not None
+    shown = sorted({0, found.fullest, len(stages) - 1})
     parts = sorted({part for stage in shown for part in stages[stage]}, key=PARTS.index)
-    heads = [f"stage {stage}" if len(stages) > 1 else "each GPU" for stage in shown]
-    lines = ["Memory of a GPU".ljust(22) + "".join(f"{head:>12}" for head in heads)]
-    for part in parts:
-        lines.append(f"  {part:20}" + "".join(f"{gib(stages[stage].get(part, 0)):>12}" for stage in shown))
-    return lines
+    columns = [
+        [*_heads(found, stage), *(gib(stages[stage].get(part, 0)) for part in parts)] for stage in shown
+    ]
+    for column, stage in zip(columns, shown, strict=True):
+        column.append(gib(sum(stages[stage].values())))
+    names = {} if first.fit.fits else {"KV cache": "KV cache wanted"}
+    labels = ["Memory of a GPU", *[""] * (len(_heads(found, 0)) - 1)]
+    labels += [*(f"  {names.get(part, part)}" for part in parts), "  in all"]
+    widths = [max(12, *(len(cell) + 2 for cell in column)) for column in columns]
+    lines = [
+        label.ljust(22) + "".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        for label, *row in zip(labels, *columns, strict=True)
+    ]
+    return [*lines, *_notes(found)]
+
+
+def _notes(found: Found) -> list[str]:
+    """What the table's "free" is of, and its "KV cache wanted" for."""
+    first = found.nearest.replicas[0]
+    assert first.fit is not None
+    notes = []
+    if not first.fit.fits:
+        notes.append(f"KV cache wanted: for {found.request.targets.concurrency} x {first.fit.least} tokens")
+    if "kv-cache-memory-bytes" in first.arguments:
+        notes.append("free: of what kv-cache-memory-bytes leaves vLLM")
+    elif "gpu-memory-utilization" in first.arguments:
+        share = 100 * float(first.arguments["gpu-memory-utilization"])
+        notes.append(f"free: of vLLM's share, {share:g} % of a GPU (gpu-memory-utilization)")
+    return [f"  ({note})" for note in notes]
+
+
+def _heads(found: Found, stage: int) -> list[str]:
+    """What a column of the table is of: the stage, its hosts, its ranks."""
+    first = found.nearest.replicas[0]
+    if first.split.pipeline == 1:
+        return ["each GPU"]
+    hosts, width = first.stage_hosts(stage), first.split.gpus // first.split.pipeline
+    return [
+        f"stage {stage}" + (", fullest" if stage == found.fullest else ""),
+        hosts[0] if len(hosts) == 1 else f"{hosts[0]} to {hosts[-1]}",
+        f"ranks {stage * width}-{(stage + 1) * width - 1}" if width > 1 else f"rank {stage}",
+    ]
 
 
 def _serves(found: Found) -> list[str]:

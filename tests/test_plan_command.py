@@ -183,6 +183,34 @@ def test_what_is_optimized_for_chooses_the_preset_and_the_replicas():
     assert (len(many), many[0]["max_num_seqs"]) == (4, 1024)
 
 
+def test_one_copy_over_many_nodes_is_called_slow_with_what_is_quicker():
+    words = ("llama-3.1-70b", "--gpus", "512xH100", "--nodes", 64)
+    line = rackserve(*words).stdout.splitlines()[1]
+    assert line.startswith("Slow: --replicas 64 --tp 8 --pp 1 has ")
+    quicker, now = as_json(*words, "--replicas", 64, "--tp", 8, "--pp", 1), as_json(*words)
+    throughput = quicker["estimate"]["throughput_tokens_per_second"] * 64
+    ratio = throughput / now["estimate"]["throughput_tokens_per_second"]
+    assert f" {ratio:.1f} times the tokens/s" in line and ratio > 10
+    assert now["remarks"] == [line] and quicker["remarks"] == []
+
+
+@pytest.mark.parametrize("words", [LLAMA, ("deepseek-r1", "--gpus", "16xH100"), R1])
+def test_what_is_as_quick_as_others_has_no_remark(words):
+    assert rackserve(*words).stdout.splitlines()[1] == ""
+
+
+def test_gpus_that_stay_unused_are_said():
+    words = ("llama-3.1-70b", "--gpus", "800xH100", "--nodes", 100)
+    assert rackserve(*words).stdout.splitlines()[1] == "Unused: 160 of 800 GPUs"
+
+
+def test_what_serve_refuses_is_said_of_a_plan_and_of_a_refusal():
+    line = "Not served yet: `serve` refuses MI300X, there is no ROCm runtime"
+    for gpus, ends in (("8xMI300X", 0), ("2xMI300X", 3)):
+        done = rackserve("llama-3.1-405b", "--gpus", gpus)
+        assert (done.exit_code, done.stdout.splitlines()[1]) == (ends, line)
+
+
 def test_the_preset_for_long_contexts_shares_the_cache_among_the_ranks():
     (replica,) = as_json("deepseek-r1", "--gpus", "8xH200", "--preset", "long-context")["replicas"]
     assert replica["decode_context_parallel_size"] == 8

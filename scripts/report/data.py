@@ -10,7 +10,7 @@ from models.model import Model
 from models.performance import OUTPUT, PROMPT, Estimate
 from models.plan import Replica
 
-from .found import Found, size_of
+from .found import Found, remarks, size_of
 
 
 def as_json(found: Found) -> dict[str, Any]:
@@ -21,6 +21,7 @@ def as_json(found: Found) -> dict[str, Any]:
         "model": model.name,
         "repository": model.repository,
         "memory_per_gpu": found.memory()[found.fullest],
+        "remarks": remarks(found),
         "not_counted": flags.not_counted(model),
     }
     if found.plan is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import models
 from models import advice, fit, weights
@@ -15,6 +15,9 @@ from models.plan import Node, Plan, Replica, Request
 from models.planner import choose, estimate, loaded, options
 
 GIB = 2**30
+
+#: A plan is called slow beside one with so many times its throughput that is no slower alone.
+MUCH = 2.0
 
 #: In the order of a table.
 PARTS = [
@@ -28,6 +31,7 @@ class Found:
     """What was planned: `plan`, or what is nearest to one and what would fit."""
 
     request: Request
+    nodes: Sequence[Node]
     plan: Plan | None
     nearest: Plan
     guess: Estimate | None
@@ -44,10 +48,10 @@ class Found:
             nearest = refusal.nearest
             assert isinstance(nearest, Plan)
             smaller = [models.get(name) for name in model.smaller]
-            return cls(request, None, nearest, None,
+            return cls(request, nodes, None, nearest, None,
                        suggestions=advice.suggestions(model, nodes, request, smaller))  # fmt: skip
         guess = estimate(plan.replicas[0], model, loaded(plan, request))
-        return cls(request, plan, plan, guess, alternatives=advice.alternatives(plan, nodes, request))
+        return cls(request, nodes, plan, plan, guess, alternatives=advice.alternatives(plan, nodes, request))
 
     @property
     def missing_bytes(self) -> int:
@@ -68,6 +72,38 @@ class Found:
         """The stage whose GPUs have least room, or lack most."""
         stages = self.memory()
         return min(range(len(stages)), key=lambda stage: stages[stage]["free"])
+
+
+def remarks(found: Found) -> list[str]:
+    """What who reads no further must know: it is not served, it leaves GPUs alone, it is slow."""
+    first, lines = found.nearest.replicas[0], []
+    if first.gpu is not None and first.gpu.vendor == "amd":  # deploys/cluster.py
+        lines.append(f"Not served yet: `serve` refuses {first.gpu.name}, there is no ROCm runtime")
+    if found.plan is None:
+        return lines
+    there = sum(node.gpus for node in found.nodes)
+    unused = there - sum(replica.split.gpus for replica in found.plan.replicas)
+    if unused:
+        lines.append(f"Unused: {unused} of {there} GPUs")
+    return lines + _slow(found)
+
+
+def _slow(found: Found) -> list[str]:
+    """Of one copy over many nodes: copies over fewer, split alike, are much quicker."""
+    own, now = found.nearest.replicas[0], found.guess
+    for one in found.alternatives:
+        split, copies = one.plan.replicas[0].split, len(one.plan.replicas)
+        if now is None or one.estimate is None or split != replace(own.split, pipeline=split.pipeline):
+            continue
+        throughput = one.estimate.throughput * copies / (now.throughput * len(found.nearest.replicas))
+        alone = now.per_token / one.estimate.per_token
+        if throughput >= MUCH and alone >= 1:
+            flags = f"--replicas {copies} --tp {split.tensor} --pp {split.pipeline}"
+            return [
+                f"Slow: {flags} has {throughput:.1f} times the tokens/s, and "
+                f"a token alone takes 1/{alone:.1f} of the time"
+            ]
+    return []
 
 
 def name_of(plan: Plan) -> str:

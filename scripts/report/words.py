@@ -10,14 +10,14 @@ from models.performance import OUTPUT, PROMPT
 from models.plan import Replica
 
 from .explain import arithmetic
-from .found import PARTS, Found, gib, name_of, size_of, split_of
+from .found import PARTS, Found, gib, name_of, remarks, size_of, split_of
 
 #: That are shown one by one.
 MOST_STAGES = 8
 
 
 def as_text(found: Found, explain: bool = False) -> str:
-    lines, model = [_headline(found), ""], found.nearest.model
+    lines, model = [_headline(found), *remarks(found), ""], found.nearest.model
     if found.plan is None:
         lines += _table(found)
         lines += ["", "What would fit:" if found.suggestions else "Nothing near it fits."]
@@ -71,7 +71,8 @@ def _where(replica: Replica, found: Found) -> str:
     if len(stages) == 1:
         return f"  {replica.name}: {stages[0]}{across}"
     if len(stages) > MOST_STAGES:
-        shown = f"{stages[0]} to {stages[-1]}, {min(layers)} to {max(layers)} layers each"
+        counts = " to ".join(str(count) for count in sorted({min(layers), max(layers)}))
+        shown = f"{stages[0]} to {stages[-1]}, layers each: {counts}"
         return f"  {replica.name}: {shown}{across}"
     shown = "; ".join(f"{gpus}: {count} layers" for gpus, count in zip(stages, layers, strict=True))
     return f"  {replica.name}: {shown}{across}"

@@ -18,6 +18,7 @@ from models.model import PRESETS, Model
 from models.plan import Node, Request
 from scripts.refusal import Refused
 from scripts.report import against, chart, data, words
+from scripts.report.explain import arithmetic
 from scripts.report.found import Found
 
 #: How --gpus is written: 16xH100, 8 x H200.
@@ -79,18 +80,21 @@ def plan(what: str | None, as_json: bool, explain: bool, plot: Path | None,
     try:
         asked = _asked(what, said)
         found = Found.of(asked.model, asked.nodes, asked.request)
-        if log is not None:  # one that does not fit, too: the log says that it runs
-            click.echo(against.as_text(found.nearest, _read(log)))
-            return
+        # A plan that does not fit is compared too: the log says that it runs.
+        rows = against.compare(found.nearest, _read(log)) if log is not None else None
     except BadInput as error:
         raise Refused(str(error)) from None
     if as_json:
-        click.echo(json.dumps(data.as_json(found), indent=1))
+        shown = data.as_json(found) if rows is None else against.as_json(found.nearest, rows)
+        shown |= {"explain": arithmetic(found)} if explain else {}
+        click.echo(json.dumps(shown, indent=1))
     else:
-        click.echo(words.as_text(found, explain=explain))
+        click.echo(words.as_text(found) if rows is None else against.as_text(found.nearest, rows))
+        if explain:
+            click.echo("\n".join(["", *arithmetic(found)]))
     if plot is not None:
         _plot(found, plot)
-    if found.plan is None:
+    if found.plan is None and rows is None:
         click.get_current_context().exit(NOT_FIT)
 
 

@@ -250,6 +250,8 @@ def test_explain_says_the_arithmetic_with_its_sources():
     said = rackserve(*LLAMA, "--explain").stdout
     assert "v1/worker/utils.py:724" in said and "85028896768" in said
     assert "1024 = 2 x 2 heads x 128 x 2" in said.replace("    ", "") and "source, config" in said
+    assert as_json(*LLAMA, "--explain")["explain"][0].startswith("The arithmetic of a GPU")
+    assert "explain" not in as_json(*LLAMA)
     assert "1152 = 576 x 2 (MLA: whole on every TP rank)" in rackserve(*R1, "--explain").stdout
 
 
@@ -277,8 +279,32 @@ def test_a_log_of_vllms_is_set_beside_the_plan(tmp_path):
     rows = {line[:26].strip(): line[26:].split() for line in lines[3:]}
     assert rows["max_model_len"] == ["131072", "131072", "+0.0", "%"]
     assert rows["KV cache, tokens"][1] == "497936"
-    assert rows["weights of a GPU, GiB"][1] == "32.9"
+    assert rows["weights of a GPU, GiB"][1] == "32.90"
     assert abs(float(rows["weights of a GPU, GiB"][2])) < 1
+
+
+def test_a_log_is_compared_for_machines_too(tmp_path):
+    log = tmp_path / "vllm.log"
+    log.write_text(LOG)
+    found = as_json(*LLAMA, "--against-log", log)
+    assert found["model"] == "llama-3.1-70b-instruct" and found["plan"] == "TP 4 x PP 1"
+    compared = found["compared"]
+    assert compared["kv_cache_tokens"]["vllm"] == 497936
+    planned = as_json(*LLAMA)
+    assert compared["kv_cache_tokens"]["plan"] == planned["replicas"][0]["kv_cache_tokens"]
+    assert compared["max_model_len"] == {"plan": 131072, "vllm": 131072, "off_by": 0}
+    weights = compared["weight_bytes_per_gpu"]
+    assert weights["vllm"] == 32.9 * 2**30
+    assert weights["off_by"] == pytest.approx(weights["plan"] / weights["vllm"] - 1)
+
+
+def test_a_log_is_compared_with_the_arithmetic_and_the_chart_that_were_asked_for(tmp_path):
+    log, chart = tmp_path / "vllm.log", tmp_path / "memory.svg"
+    log.write_text(LOG)
+    said = rackserve(*LLAMA, "--against-log", log, "--explain", "--plot", chart).stdout
+    assert "off by" in said and "The arithmetic of a GPU of stage 0" in said
+    assert chart.read_bytes().startswith(b"<?xml")
+    assert as_json(*LLAMA, "--against-log", log, "--explain")["explain"][0].startswith("The arithmetic")
 
 
 @pytest.mark.parametrize("log", ["", "hello", "GPU KV cache size: many tokens", "\x00\xff"])

@@ -9,14 +9,13 @@ from models.model import Model
 from models.performance import OUTPUT, PROMPT
 from models.plan import Replica
 
-from .explain import arithmetic
 from .found import PARTS, Found, gib, name_of, remarks, size_of, split_of
 
 #: That are shown one by one.
 MOST_STAGES = 8
 
 
-def as_text(found: Found, explain: bool = False) -> str:
+def as_text(found: Found) -> str:
     lines, model = [_headline(found), *remarks(found), ""], found.nearest.model
     if found.plan is None:
         lines += _table(found)
@@ -33,8 +32,6 @@ def as_text(found: Found, explain: bool = False) -> str:
         ]
         if found.alternatives:
             lines += [f"  {name_of(one.plan):34} {one.trades}" for one in found.alternatives]
-    if explain:
-        lines += ["", *arithmetic(found)]
     return "\n".join(lines)
 
 

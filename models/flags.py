@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .model import Model
 from .plan import Replica
 
@@ -21,6 +23,9 @@ WHY = {
     "max-num-batched-tokens": "said for the same reason; a step's memory grows with it",
     "distributed-executor-backend": "a replica over several nodes needs one, and vLLM chooses none "
     "(config/parallel.py:1046)",
+    "nnodes": "hosts of the replica; each is told its own node-rank, and all but the first headless",
+    "master-addr": "the first host, where the others meet",
+    "master-port": "below Linux's ephemeral ports, which others take by chance",
     "enable-auto-tool-choice": "tool calls need it beside the parser",
     "tool-call-parser": "the model's own form of tool calls",
     "reasoning-parser": "the model's thinking comes apart from its answer",
@@ -44,17 +49,26 @@ NOT_COUNTED = (
 OWN = "asked for, or the model's own file"
 
 
-def reasons(replica: Replica, model: Model) -> dict[str, tuple[object, str]]:
-    """{flag: (its value, why)} for a replica; ports, paths and addresses go without saying."""
-    told = dict(replica.arguments)
+def told(replica: Replica, model: Model) -> dict[str, Any]:
+    """vLLM's flags that are the same on every host of a replica, but for paths on the hosts and its API."""
+    flags = dict(replica.arguments)
     if replica.executor != "local":
-        told["distributed-executor-backend"] = replica.executor
+        flags["distributed-executor-backend"] = replica.executor
+    if replica.executor == "mp":
+        flags |= {"nnodes": len(replica.nodes), "master-addr": replica.head.address,
+                  "master-port": replica.ports.master}  # fmt: skip
     if model.template:
-        told.setdefault("chat-template", f"models/templates/{model.template}.jinja")
+        flags.setdefault("chat-template", f"models/templates/{model.template}.jinja")
+    return flags
+
+
+def reasons(replica: Replica, model: Model) -> dict[str, tuple[object, str]]:
+    """{flag: (its value, why)} for a replica."""
+    flags = told(replica, model)
     whys = {
-        name: NOT_CUT[name] if name in NOT_CUT and told[name] == 1 else WHY.get(name, OWN) for name in told
+        name: NOT_CUT[name] if name in NOT_CUT and flags[name] == 1 else WHY.get(name, OWN) for name in flags
     }
-    return {name: (value, whys[name]) for name, value in told.items()}
+    return {name: (value, whys[name]) for name, value in flags.items()}
 
 
 def not_counted(model: Model) -> list[str]:

@@ -11,7 +11,11 @@ import pytest
 from click.testing import CliRunner
 
 import models
+from models.plan import Node, Request, plan
+from roles.vllm.arguments import arguments
 from scripts.cli import main
+from scripts.report import data
+from scripts.report.found import Found
 
 REPOSITORY = Path(__file__).parents[1]
 LLAMA = ("llama-3.1-70b-instruct", "--gpus", "4xH100")
@@ -139,6 +143,25 @@ def test_a_fit_as_json():
     assert replica["kv_cache_tokens"] == pytest.approx(replica["max_concurrency"] * 131072)
     assert set(replica["flags"]) >= {"tensor-parallel-size", "max-model-len"}
     assert found["estimate"]["throughput_tokens_per_second"] > 0
+
+
+@pytest.mark.parametrize("executor", ["ray", "mp"])
+@pytest.mark.parametrize("name", ["llama-3.1-70b-instruct", "deepseek-r1"])
+def test_the_json_is_enough_to_write_vllms_config_file(name, executor):
+    model, nodes = models.get(name), [Node(f"gpu{n}", f"10.0.0.{n}", 8, "H200") for n in (1, 2)]
+    found = data.as_json(Found.of(model, nodes, Request(executor=executor)))
+    (replica,) = json.loads(json.dumps(found))["replicas"]
+    config = {flag: replica[flag.replace("-", "_")] for flag in replica["flags"]}
+    assert Path(config["chat-template"]).is_absolute() and Path(config["chat-template"]).is_file()
+    (made,) = plan(model, nodes, executor=executor).replicas
+    told = arguments(model, made, "gpu1", "/path", config["chat-template"])
+    own = {
+        flag: told.pop(flag) for flag in ("model", "served-model-name", "host", "port", "shutdown-timeout")
+    }
+    told.pop("node-rank", None)
+    assert config == told
+    assert (replica["port"], found["revision"]) == (own["port"], model.revision)
+    assert found["environment"] == dict(model.environment)
 
 
 def test_a_refusal_as_json():

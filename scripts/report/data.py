@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import models
 from models import fit, flags, weights
 from models.advice import Alternative
 from models.model import Model
@@ -20,6 +22,8 @@ def as_json(found: Found) -> dict[str, Any]:
         "fits": found.plan is not None,
         "model": model.name,
         "repository": model.repository,
+        "revision": model.revision,
+        "environment": dict(model.environment),
         "memory_per_gpu": found.memory()[found.fullest],
         "remarks": remarks(found),
         "not_counted": flags.not_counted(model),
@@ -52,15 +56,20 @@ def entry(model: Model) -> dict[str, Any]:
 
 
 def _replica_json(replica: Replica, found: Found) -> dict[str, Any]:
+    """`flags` names those of its keys that are vLLM's, so that they make a file for `--config`."""
     assert replica.fit is not None
-    memory = found.memory()
-    layers = weights.stages(found.nearest.model.architecture.num_hidden_layers, replica.split.pipeline)
+    memory, model = found.memory(), found.nearest.model
+    vllm = flags.told(replica, model)
+    if model.template and "chat-template" not in replica.arguments:
+        vllm["chat-template"] = str(Path(models.__file__).parents[1] / vllm["chat-template"])
+    layers = weights.stages(model.architecture.num_hidden_layers, replica.split.pipeline)
     return {
         "name": replica.name,
         "hosts": list(replica.hosts),
         "gpus_per_host": replica.gpus_per_node,
         "executor": replica.executor,
-        **{name.replace("-", "_"): value for name, value in replica.arguments.items()},
+        "port": replica.ports.api,
+        **{name.replace("-", "_"): value for name, value in vllm.items()},
         "max_model_len": replica.fit.max_model_len,
         "kv_cache_tokens": replica.kv_cache_tokens,
         "max_concurrency": replica.max_concurrency,
@@ -72,7 +81,7 @@ def _replica_json(replica: Replica, found: Found) -> dict[str, Any]:
             }
             for stage in range(replica.split.pipeline)
         ],
-        "flags": {name: why for name, (_, why) in flags.reasons(replica, found.nearest.model).items()},
+        "flags": {name: why for name, (_, why) in flags.reasons(replica, model).items()},
     }
 
 

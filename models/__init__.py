@@ -5,10 +5,8 @@ from __future__ import annotations
 import difflib
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-import yaml
-
+from . import entry
 from .architecture import Architecture
 from .errors import ModelError, UnknownModel
 from .model import Model
@@ -17,7 +15,6 @@ __all__ = ["Architecture", "Model", "get", "names", "template"]
 
 _CATALOGUE = Path(__file__).with_name("catalogue")
 _TEMPLATES = Path(__file__).with_name("templates")
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times quicker
 
 
 def names() -> list[str]:
@@ -29,7 +26,9 @@ def names() -> list[str]:
 def get(name: str) -> Model:
     """The model of that name; UnknownModel names the nearest ones otherwise."""
     if name in names():
-        return _load(name)
+        return entry.load(_CATALOGUE / f"{name}.yaml", _TEMPLATES)
+    if name in {file.stem for file in _CATALOGUE.glob("*.yml")}:
+        raise ModelError(f"models/catalogue/{name}.yml: call the file {name}.yaml")
     near = difflib.get_close_matches(str(name), names(), n=3, cutoff=0.4) or names()
     raise UnknownModel(f"unknown model {name!r}; the nearest are: {', '.join(near)}")
 
@@ -37,15 +36,3 @@ def get(name: str) -> Model:
 def template(model: Model) -> str | None:
     """The text of the model's chat template, where Rackserve ships it."""
     return (_TEMPLATES / f"{model.template}.jinja").read_text() if model.template else None
-
-
-def _load(name: str) -> Model:
-    try:
-        given = yaml.load((_CATALOGUE / f"{name}.yaml").read_text(), Loader=_Loader)
-        return Model(name=name, **{**given, **_tuples(given)})
-    except (yaml.YAMLError, TypeError) as error:
-        raise ModelError(f"models/catalogue/{name}.yaml: {' '.join(str(error).split())}") from None
-
-
-def _tuples(given: dict[str, Any]) -> dict[str, tuple[str, ...]]:
-    return {key: tuple(given[key]) for key in ("ignore", "smaller") if key in given}

@@ -47,7 +47,7 @@ PRESETS: Mapping[str, Mapping[str, Sourced]] = {
 }
 
 
-def _long(arguments: Arguments) -> dict[str, Any]:
+def long_names(arguments: Arguments) -> dict[str, Any]:
     """With vLLM's long names, which its config file also takes with underscores.
 
     ModelError for a name that is none: its parser would take a prefix, or end the server.
@@ -151,6 +151,6 @@ class Model:
         return replace(
             self,
             revision=revision or self.revision,
-            arguments={**self.arguments, **chosen, **_long(arguments or {})},
+            arguments={**self.arguments, **chosen, **long_names(arguments or {})},
             environment={**self.environment, **(environment or {})},
         )

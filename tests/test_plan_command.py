@@ -402,7 +402,8 @@ def test_a_catalogue_file_with_a_mistake_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr(models, "_CATALOGUE", tmp_path)
     done = CliRunner().invoke(main, ["models"])
     assert (done.exit_code, done.stdout) == (2, "")
-    assert done.stderr.startswith("rackserve: with-a-mistake: config.json has no architectures")
+    place = "models/catalogue/with-a-mistake.yaml"
+    assert done.stderr == f"rackserve: {place}: config: has no architectures: is it a model's?\n"
 
 
 def test_models_as_json_have_their_published_parameters():

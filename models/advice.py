@@ -83,7 +83,8 @@ def _asking_less(model: Model, nodes: Sequence[Node], request: Request) -> Itera
     """Fewer tokens, or fewer requests at once, where the weights leave room for some."""
     targets = request.targets
     firsts = [option.replicas[0] for option in _options(model, nodes, request)]
-    most = targets.context or LEAST_CONTEXT
+    known = [first.fit for first in firsts if first.fit]
+    most = known[0].least if known else targets.context or LEAST_CONTEXT
 
     def holds(tokens: int, requests: int) -> bool:
         return any(_holds(model, first, tokens, requests) for first in firsts)
@@ -96,7 +97,11 @@ def _asking_less(model: Model, nodes: Sequence[Node], request: Request) -> Itera
         )  # fmt: skip
     length = kv.largest(most, lambda tokens: holds(tokens, targets.concurrency))
     length = length // CONTEXT_STEP * CONTEXT_STEP
-    if length:
+    if length and "max-model-len" in model.said:  # and no other context may be asked for
+        arguments = {"max-model-len": length}
+        other = model.with_(arguments=arguments)
+        yield _suggest(f"a context of {length} tokens", {"vllm_args": arguments}, other, nodes, request)
+    elif length:
         yield _suggest(
             f"a context of {length} tokens", {"context": length}, model, nodes,
             replace(request, targets=replace(targets, context=length)),

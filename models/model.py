@@ -48,17 +48,33 @@ PRESETS: Mapping[str, Mapping[str, Sourced]] = {
 
 
 def long_names(arguments: Arguments) -> dict[str, Any]:
-    """With vLLM's long names, which its config file also takes with underscores.
+    """With vLLM's long names, which its config file also takes with underscores; each in one spelling.
 
-    ModelError for a name that is none: its parser would take a prefix, or end the server.
+    ModelError for a name that is none: its parser would take a prefix, or end the server. And for one
+    that is said twice, in two spellings.
     """
-    long = {name.replace("_", "-"): value for name, value in arguments.items()}
-    for name in long:
+    long: dict[str, Any] = {}
+    for given, value in arguments.items():
+        name = given.replace("_", "-")
         if name.removeprefix("no-").split(".")[0] not in _flags():
             near = difflib.get_close_matches(name, _flags(), n=2)
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
             raise ModelError(f"vLLM has no flag {name}{hint}")
+        if isinstance(value, bool) and name.startswith("no-"):
+            name, value = name.removeprefix("no-"), not value
+        if isinstance(value, bool) and name in INVERSE:
+            name, value = INVERSE[name], not value
+        name = SAME.get(name, name)
+        if name in long:
+            raise ModelError(f"vLLM's {name} is said twice")
+        long[name] = value
     return long
+
+
+#: Flags of 0.33 that mean the contrary of another, or the same, which the plan looks at.
+INVERSE = {"disable-expert-parallel": "enable-expert-parallel",
+           "disable-chunked-prefill": "enable-chunked-prefill"}  # fmt: skip
+SAME = {"device-memory-utilization": "gpu-memory-utilization"}
 
 
 @cache
@@ -79,6 +95,7 @@ class Model:
     + sampling: defaults for requests that say nothing
     + ignore: patterns of files in the repository that are not needed
     + parameters: the published number of them, where there is one
+    + said: names of the arguments that are the user's own
     + smaller: names of models of the catalogue that are this one in fewer bytes
     """
 
@@ -96,6 +113,7 @@ class Model:
     parameters: int | None = None
     smaller: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict, hash=False)
+    said: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.name):
@@ -144,6 +162,7 @@ class Model:
         """This model with a preset and a user's revision, vLLM arguments and variables over its own."""
         if preset is not None and preset not in PRESETS:
             raise ModelError(f"unknown preset {preset!r}; there are: {', '.join(PRESETS)}")
+        own = long_names(arguments or {})
         chosen: dict[str, Any] = {}
         if preset:
             usual = {flag: one.value for flag, one in PRESETS[preset].items()}
@@ -151,6 +170,7 @@ class Model:
         return replace(
             self,
             revision=revision or self.revision,
-            arguments={**self.arguments, **chosen, **long_names(arguments or {})},
+            arguments={**self.arguments, **chosen, **own},
+            said=self.said | set(own),
             environment={**self.environment, **(environment or {})},
         )

@@ -11,8 +11,8 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Literal
 
+from . import conflicts, hardware, limits, memory, performance
 from . import fit as fitting
-from . import hardware, limits, memory, performance
 from .errors import DoesNotFit, PlanError
 from .fit import Targets
 from .hardware import Gpu
@@ -21,9 +21,6 @@ from .performance import Estimate
 from .plan import Executor, Node, Plan, Ports, Replica, Request
 from .splits import DCP, nodes_needed, splits
 from .weights import Split
-
-#: What a split says, and vLLM's arguments must not.
-SIZES = {"tensor-parallel-size": "tensor_parallel", "pipeline-parallel-size": "pipeline_parallel"}
 
 
 def plan(model: Model, nodes: Sequence[Node], **said: Any) -> Plan:
@@ -57,9 +54,7 @@ def choose(found: Sequence[Plan], request: Request) -> Plan:
 
 def options(model: Model, nodes: Sequence[Node], request: Request) -> list[Plan]:
     """Every plan that the request leaves open, the usual one first; PlanError when there is none."""
-    for flag, setting in SIZES.items():
-        if flag in model.arguments:
-            raise PlanError(f"{flag} is the plan's: leave it out of vLLM's arguments and set {setting}")
+    conflicts.check(model, request)
     serving = [node for node in nodes if node.gpus > 0]
     if not serving:
         raise PlanError("no node of the inventory has a GPU (set gpus)")
@@ -133,6 +128,7 @@ def _plan(
             "max-num-seqs": how.sequences,
             "max-num-batched-tokens": how.batched,
         }
+        conflicts.check_flags(model, flags)
         if gpu.vendor == "cpu":
             del flags["gpu-memory-utilization"]
     return Plan(

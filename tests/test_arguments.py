@@ -76,7 +76,7 @@ def test_mp_gives_every_node_its_rank_and_only_the_first_an_api():
 
 
 def test_the_users_arguments_go_over_ours():
-    own = LLAMA.with_(arguments={"max-model-len": 4096, "shutdown-timeout": 0, "port": 9})
+    own = LLAMA.with_(arguments={"max-model-len": 4096, "shutdown-timeout": 0})
     told = arguments(own, plan(own, NODES, port=9000).replicas[0], "gpu1", PATH)
     assert (told["max-model-len"], told["shutdown-timeout"]) == (4096, 0)
 

@@ -381,14 +381,41 @@ def test_a_strange_log_is_no_traceback(tmp_path):
         ((*LLAMA, "--vllm-arg", "kv-cache-dtype=int3"), "kv-cache-dtype is 'int3'"),
         ((*LLAMA, "--vllm-arg", "hf-overrides=x"), "hf-overrides is 'x'"),
         ((*LLAMA, "--vllm-arg", "tensor-parallel-size=2"), "set tensor_parallel"),
+        ((*LLAMA, "--tp", 2, "--vllm-arg", "tensor-parallel-size=2"), "set tensor_parallel"),
+        ((*LLAMA, "--vllm-arg", "pipeline-parallel-size=2"), "set pipeline_parallel"),
+        ((*LLAMA, "--vllm-arg", "distributed-executor-backend=mp"), "set executor"),
+        ((*LLAMA, "--vllm-arg", "nnodes=2"), "set executor"),
+        ((*LLAMA, "--vllm-arg", "port=9"), "set port"),
+        ((*LLAMA, "--vllm-arg", "max-num-seqs=1", "--concurrency", 10),
+         "max-num-seqs is 1, and concurrency 10: make one fit the other"),
+        ((*LLAMA, "--vllm-arg", "max_num_active_seqs=1", "--concurrency", 10), "max-num-active-seqs is 1"),
+        ((*LLAMA, "--vllm-arg", "max-num-batched-tokens=9", "--concurrency", 10), "tokens is 9,"),
+        ((*LLAMA, "--vllm-arg", "max-model-len=4096", "--context", 8192),
+         "max-model-len is 4096, and context 8192: leave one of them out"),
+        ((*LLAMA, "--vllm-arg", "enable-chunked-prefill=false"),
+         "max-num-batched-tokens must be at least max-model-len: 8192 and 131072"),
         ((*LLAMA, "--vllm-arg", "enable-expert-parallel=true"), "no experts to spread"),
         ((*LLAMA, "--plot", "x.pdf"), "must end in .svg or .png"),
         ((*LLAMA, "--against-log", "/nonexistent/x"), "No such file"),
         ((*LLAMA, "--against-log", "/"), "Is a directory"),
     ],
-)
+)  # fmt: skip
 def test_bad_input_is_one_line_and_ends_with_2(words, message):
     assert message in refused(*words)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--vllm-arg", "max-num-seqs=10", "--concurrency", 10), {"max_num_seqs": 10}),
+        (("--vllm-arg", "max-model-len=4096", "--context", 4096), {"max_model_len": 4096}),
+        (("--preset", "latency", "--concurrency", 40, "--context", 1024), {"max_num_seqs": 40}),
+        (("--vllm-arg", "enable-chunked-prefill=false", "--context", 8192), {"max_model_len": 8192}),
+    ],
+)
+def test_what_is_said_twice_and_alike_is_planned_and_a_preset_gives_way(words, told):
+    (replica,) = as_json(*LLAMA, *words)["replicas"]
+    assert replica.items() >= told.items()
 
 
 def test_a_plot_that_cannot_be_written_is_refused():

@@ -136,6 +136,15 @@ def test_who_asks_for_too_much_context_or_too_many_requests_is_told_how_many_fit
     assert 1 <= changes["concurrency"] < 64 and changes["context"] % 1024 == 0
 
 
+def test_who_said_the_context_to_vllm_is_told_another_there():
+    own = models.get("llama-3.1-70b").with_(arguments={"max-model-len": 131072})
+    found = advice.suggestions(own, nodes(1, 4), Request(targets=wanted(None, 20)))
+    (change,) = [
+        one.change["vllm_args"] for one in found if "vllm_args" in one.change and "tokens" in one.text
+    ]
+    assert 8192 < change["max-model-len"] < 131072
+
+
 def test_who_fixed_a_split_that_does_not_fit_is_told_of_one_that_does():
     fixed = Request(tensor_parallel=4, pipeline_parallel=2)
     found = advice.suggestions(models.get("llama-3.1-405b"), nodes(2), fixed)

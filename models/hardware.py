@@ -99,22 +99,39 @@ _LINKS = (
 GPUS = {row.name: row for row in _ROWS}
 LINKS = {row.name: row for row in _LINKS}
 
-#: Other ways to say it; compared without case, spaces, dashes and "GB".
-_ALSO = {"a100": "A100-80", "a10040": "A100-40", "a10080": "A100-80", "a100sxm": "A100-80",
-         "h100sxm": "H100", "h10080": "H100", "h200sxm": "H200", "b200sxm": "B200"}  # fmt: skip
+#: Other ways to say it, nvidia-smi's among them; compared in lower case, without the vendor, spaces, dashes
+#: and "GB".
+_ALSO = {
+    "a100sxm440 a100sxm40 a10040sxm4 a10040sxm": "A100-40",
+    "a100sxm480 a100sxm80 a10080sxm4 a10080sxm": "A100-80",
+    "h10080hbm3 h10080 h100sxm h100sxm5 h100sxm580 h100sxm80 h10080sxm5 h10080sxm": "H100",
+    "h10080pcie h100pcie80": "H100-PCIe",
+    "h200sxm h200141 h200sxm141 h200141sxm": "H200",
+    "b200sxm b200180 b200192": "B200",
+    "l40s48": "L40S",
+    "mi300x192 mi300xoam": "MI300X",
+}
+_ROW_OF = {word: row for words, row in _ALSO.items() for word in words.split()}
+
+#: What is said of several.
+_UNCLEAR = {"a100": ("A100-40", "A100-80"), "a100sxm": ("A100-40", "A100-80"),
+            "a100sxm4": ("A100-40", "A100-80")}  # fmt: skip
 
 
 def gpu(name: str) -> Gpu:
-    """The row of that name; UnknownGpu names the nearest ones otherwise."""
+    """The row of that name; UnknownGpu names the ones it may mean, or the nearest, otherwise."""
     plain = _plain(name)
     for row in _ROWS:
         if _plain(row.name) == plain:
             return row
-    if plain in _ALSO:
-        return GPUS[_ALSO[plain]]
+    if plain in _ROW_OF:
+        return GPUS[_ROW_OF[plain]]
+    if plain in _UNCLEAR:
+        raise UnknownGpu(f"GPU {name!r} may be {' or '.join(_UNCLEAR[plain])}: say which")
     near = difflib.get_close_matches(name.upper(), GPUS, n=3, cutoff=0.4) or list(GPUS)
     raise UnknownGpu(f"unknown GPU {name!r}; the nearest are: {', '.join(near)}")
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]|gb$", "", str(name).lower())
+    words = re.sub(r"^(nvidia|amd instinct|amd)\b", "", str(name).lower().strip())
+    return re.sub(r"[\s_-]|(?<=\d)gb?(?![a-z0-9])", "", words)

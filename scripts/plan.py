@@ -22,7 +22,7 @@ from scripts.report.explain import arithmetic
 from scripts.report.found import Found
 
 #: How --gpus is written: 16xH100, 8 x H200.
-GPUS = re.compile(r"(\d+)\s*x\s*([\w-]+(?: [\w-]+)?)", re.IGNORECASE)
+GPUS = re.compile(r"(\d+)\s*x\s*([\w-]+(?: [\w-]+)*)", re.IGNORECASE)
 
 NOT_FIT = 3
 

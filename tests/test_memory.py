@@ -231,14 +231,40 @@ def test_a_cache_of_half_a_gib_cannot_be_said_to_vllms_cpu_build():
         ("h100", "H100"),
         ("H 100", "H100"),
         ("H100-80GB", "H100"),
-        ("A100", "A100-80"),
+        ("h100-sxm", "H100"),
+        ("H100 SXM5 80GB", "H100"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H100 PCIe", "H100-PCIe"),
+        ("A100-80", "A100-80"),
+        ("A100-SXM4-80GB", "A100-80"),
+        ("NVIDIA A100-SXM4-80GB", "A100-80"),
+        ("NVIDIA A100-SXM4-40GB", "A100-40"),
+        ("a100-80g", "A100-80"),
         ("a100-40gb", "A100-40"),
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA B200", "B200"),
+        ("NVIDIA L40S", "L40S"),
+        ("AMD Instinct MI300X", "MI300X"),
         ("H100 PCIe", "H100-PCIe"),
         ("mi300x", "MI300X"),
     ],
 )
 def test_a_gpu_has_other_spellings(written, row):
     assert hardware.gpu(written).name == row
+
+
+@pytest.mark.parametrize("written", ["A100", "a100-sxm", "NVIDIA A100-SXM4"])
+def test_a_gpu_that_may_be_two_is_refused_with_both(written):
+    with pytest.raises(hardware.UnknownGpu, match=f"GPU '{written}' may be A100-40 or A100-80: say which"):
+        hardware.gpu(written)
+
+
+@pytest.mark.parametrize(
+    "written", ["H100 NVL", "NVIDIA GH200 480GB", "NVIDIA A100-PCIE-40GB", "H20", "MI300A"]
+)
+def test_a_gpu_that_is_not_in_the_table_is_not_taken_for_another(written):
+    with pytest.raises(hardware.UnknownGpu, match="unknown GPU"):
+        hardware.gpu(written)
 
 
 def test_an_unknown_gpu_names_the_nearest():

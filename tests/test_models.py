@@ -63,6 +63,26 @@ def test_unknown_model_names_the_nearest(typed, meant):
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("llama-3.3-70b", "llama-3.3-70b-instruct"),
+        ("Llama-3.1-70B-Instruct", "llama-3.1-70b-instruct"),
+        ("Llama-3.3-70B", "llama-3.3-70b-instruct"),
+        ("DeepSeek-R1", "deepseek-r1"),
+        ("llama-3.1-405b-fp8", "llama-3.1-405b-instruct-fp8"),
+    ],
+)
+def test_a_model_has_other_names(typed, meant):
+    assert models.get(typed) is models.get(meant)
+    assert models.get(typed).name == meant
+
+
+def test_no_other_name_is_a_models_own_or_leads_nowhere():
+    assert not set(models._ALSO) & set(models.names())
+    assert set(models._ALSO.values()) <= set(models.names())
+
+
 @pytest.mark.parametrize("typed", ["", "zzzzzz", "#"])
 def test_unknown_model_that_is_near_to_none_names_them_all(typed):
     with pytest.raises(UnknownModel) as refusal:

@@ -182,6 +182,8 @@ def test_a_refusal_as_json():
         (("deepseek-r1-0528", "--gpus", "8xH200"), 8, 1),
         (("deepseek-r1", "--gpus", "16xH100", "--tp", 16, "--pp", 1), 16, 1),
         (("deepseek-r1", "--gpus", "8 x H200"), 8, 1),
+        (("llama-3.3-70b", "--gpus", "4xNVIDIA H100 80GB HBM3"), 4, 1),
+        (("Llama-3.1-70B", "--gpus", "4xA100-SXM4-80GB"), 4, 1),
     ],
 )
 def test_gpus_are_counted_in_all(words, tensor, pipeline):
@@ -355,6 +357,7 @@ def test_a_strange_log_is_no_traceback(tmp_path):
         (("tiny-llama", "--gpus", "-4xH100"), "write how many and which"),
         (("tiny-llama", "--gpus", "8xH100,8xA100"), "write how many and which"),
         (("tiny-llama", "--gpus", "0xH100"), "at least 1 GPU"),
+        (("tiny-llama", "--gpus", "4xA100"), "GPU 'A100' may be A100-40 or A100-80: say which"),
         (("tiny-llama", "--gpus", "4xH101"), "unknown GPU 'H101'; the nearest are: H100"),
         (("tiny-llama", "--gpus", "16xH100", "--nodes", 3), "do not spread evenly over 3 nodes"),
         (("tiny-llama", "--gpus", "16xH100", "--nodes", 0), "--nodes 0: must be at least 1"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from .errors import BadInput
@@ -118,6 +119,7 @@ _UNCLEAR = {"a100": ("A100-40", "A100-80"), "a100sxm": ("A100-40", "A100-80"),
             "a100sxm4": ("A100-40", "A100-80")}  # fmt: skip
 
 
+@cache
 def gpu(name: str) -> Gpu:
     """The row of that name; UnknownGpu names the ones it may mean, or the nearest, otherwise."""
     plain = _plain(name)

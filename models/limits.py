@@ -67,7 +67,7 @@ def _widths(model: Architecture, split: Split) -> list[tuple[str, int, int]]:
         )
     values = model.latent.v_head_dim if model.latent else model.head_dim
     widths.append(("attention output", model.num_attention_heads * values, tp))
-    if experts is None or any(not model.has_experts(layer) for layer in range(model.num_hidden_layers)):
+    if experts is None or experts.dense_layers:
         widths.append(("MLP", model.intermediate_size, tp))
     if experts and not split.expert:
         widths.append(("experts", experts.intermediate_size, split.expert_ranks))

@@ -19,7 +19,7 @@ from . import kv
 from .architecture import BYTES, Architecture, Dtype
 from .errors import ModelError
 from .hardware import GiB, Gpu, MiB
-from .weights import Split, extra_bytes, part_bytes, stages
+from .weights import Split, extra_bytes, layer_kinds, part_bytes, stages
 
 #: config/cache.py:102.
 UTILIZATION = 0.92
@@ -142,8 +142,17 @@ def block_size(model: Architecture, gpu: Gpu, kv_cache_dtype: str) -> int:
 
 @lru_cache(maxsize=512)
 def stage_memory(model: Architecture, split: Split, gpu: Gpu, how: Serving) -> tuple[Stage, ...]:
-    """The memory of a GPU of each stage."""
-    return tuple(_stage(model, split, gpu, how, stage) for stage in range(split.pipeline))
+    """The memory of a GPU of each stage; stages with layers that are alike are counted once."""
+    kinds, first, last = layer_kinds(model), 0, split.pipeline - 1
+    found: list[Stage] = []
+    alike: dict[tuple[object, ...], Stage] = {}
+    for stage, count in enumerate(stages(model.num_hidden_layers, split.pipeline)):
+        key = (stage == 0, stage == last, kinds[first : first + count])
+        if key not in alike:
+            alike[key] = _stage(model, split, gpu, how, stage)
+        found.append(alike[key])
+        first += count
+    return tuple(found)
 
 
 def _stage(model: Architecture, split: Split, gpu: Gpu, how: Serving, stage: int) -> Stage:

@@ -115,7 +115,7 @@ class Replica:
         width, held = self.split.gpus // self.split.pipeline, self.gpus_per_node
         gpus: dict[str, list[int]] = {}
         for rank in range(stage * width, (stage + 1) * width):
-            gpus.setdefault(self.hosts[rank // held], []).append(rank % held)
+            gpus.setdefault(self.nodes[rank // held].name, []).append(rank % held)
         return gpus
 
     def stage_hosts(self, stage: int) -> tuple[str, ...]:

@@ -55,7 +55,7 @@ def part_bytes(
     model: Architecture, split: Split, stage: int, dtype: Dtype, padding: tuple[int, int] = (1, 1)
 ) -> Counter[str]:
     """The bytes of `tensors` by part, of the rank with most; layers that are alike are counted once."""
-    rows, kinds = Rows(model, split, 0, dtype, padding), _kinds(model)
+    rows, kinds = Rows(model, split, 0, dtype, padding), layer_kinds(model)
     counts = stages(model.num_hidden_layers, split.pipeline)
     first = sum(counts[:stage])
     alike = Counter(kinds[first : first + counts[stage]])
@@ -69,7 +69,7 @@ def part_bytes(
 
 
 @lru_cache(maxsize=64)
-def _kinds(model: Architecture) -> tuple[int, ...]:
+def layer_kinds(model: Architecture) -> tuple[int, ...]:
     """For each layer the first one that has the same tensors: what is quantized differs, too."""
     first: dict[tuple[object, ...], int] = {}
     kinds = []

@@ -1,0 +1,42 @@
+"""How long planning takes, and what it imports."""
+
+import json
+import subprocess
+import sys
+
+import models
+
+QUICK = """
+import json, sys, time
+import models
+from models import kv, limits, memory, performance, weights
+from models.plan import Node, Request
+from scripts.report.found import Found
+
+nodes = [Node(f"n{i}", f"10.0.0.{i}", 8, "H100") for i in range(64)]
+
+def seconds(name, request):
+    \"""The quickest of three, for others may be using the machine; nothing is kept from one to the next.\"""
+    taken = []
+    for _ in range(3):
+        for module in (kv, limits, memory, performance, weights):
+            for kept in vars(module).values():
+                getattr(kept, "cache_clear", lambda: None)()
+        start = time.perf_counter()
+        Found.of(models.get(name), nodes, request)
+        taken.append(time.perf_counter() - start)
+    return min(taken)
+
+requests = Request(), Request(replicas=None, optimize="throughput")
+taken = {name: max(seconds(name, request) for request in requests) for name in models.names()}
+print(json.dumps([taken, list(sys.modules)]))
+"""
+
+
+def test_planning_for_64_nodes_is_quick_for_every_model_and_imports_neither_pyinfra_nor_torch():
+    """With the estimates and the alternatives: all that `rackserve plan` prints."""
+    done = subprocess.run([sys.executable, "-c", QUICK], capture_output=True, text=True, check=True)
+    taken, loaded = json.loads(done.stdout)
+    assert list(taken) == models.names()
+    assert {name: seconds for name, seconds in taken.items() if seconds >= 0.1} == {}
+    assert not {"pyinfra", "gevent", "torch", "vllm", "numpy", "matplotlib", "click"} & set(loaded)

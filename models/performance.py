@@ -42,12 +42,23 @@ class Work:
     experts: int
     chosen: int  # experts of a token
     weight_bytes: float  # of a parameter, on average
-    cache_bytes: float  # of a token's KV, all layers
+    cache_bytes: float  # of a token's KV in a layer
     cache_heads: int  # TP beyond this copies the KV
+    windowed: int = 0  # layers that look back `window` tokens instead of all
+    window: int = 0
 
     @property
     def active(self) -> float:
         return self.common + self.routed * self.chosen / self.experts
+
+    def looked_at(self, context: float) -> float:
+        """Tokens of the cache that one token looks at, over all layers."""
+        return (self.layers - self.windowed) * context + self.windowed * min(context, self.window)
+
+    def pairs(self, tokens: float) -> float:
+        """The same for all tokens of a prompt, each of which looks at those before it."""
+        near = min(tokens, self.window)
+        return (self.layers - self.windowed) * tokens**2 / 2 + self.windowed * near * (tokens - near / 2)
 
     def touched(self, tokens: float) -> float:
         """Parameters that a batch reads: of experts the expected number, routing being uniform."""
@@ -129,8 +140,10 @@ def work(model: Architecture, number: int) -> Work:
         experts=model.experts.count if model.experts else 1,
         chosen=model.experts.per_token if model.experts else 1,
         weight_bytes=sum(tensor.bytes for tensor in held) / count,
-        cache_bytes=kv.bytes_per_token(model, whole, cache) * model.num_hidden_layers,
+        cache_bytes=kv.bytes_per_token(model, whole, cache),
         cache_heads=1 if model.latent else model.num_key_value_heads,
+        windowed=len(model.windowed_layers),
+        window=model.window or 0,
     )
 
 
@@ -140,7 +153,7 @@ def _step_parts(work: Work, placed: Placed, batch: float, context: float) -> dic
     ranks = split.tensor * split.data
     weights = work.touched(tokens) * work.weight_bytes / ranks
     shards = min(split.tensor, work.cache_heads) * split.context * split.data
-    cache = tokens * context * work.cache_bytes / shards
+    cache = tokens * work.looked_at(context) * work.cache_bytes / shards
     between = _layers(work, placed, tokens)
     if placed.eager:
         between = max(between, _launch(work))
@@ -155,7 +168,7 @@ def _step_parts(work: Work, placed: Placed, batch: float, context: float) -> dic
 def _prompt(work: Work, placed: Placed, tokens: float) -> float:
     """GPU seconds of a prompt: its FLOPs or the weights, whichever takes longer, and its layers."""
     gpu, ranks = placed.gpu, placed.split.tensor * placed.split.data
-    flops = 2 * work.active * tokens + 2 * work.layers * work.attention * tokens**2
+    flops = 2 * work.active * tokens + 4 * work.attention * work.pairs(tokens)
     share = MOE_FLOPS if work.experts > 1 else DENSE_FLOPS
     compute = flops / ranks / (_flops(work, gpu) * share)
     read = work.touched(tokens) * work.weight_bytes / ranks / (gpu.bandwidth * gpu.share)

@@ -78,7 +78,26 @@ def test_work_counts_what_a_token_uses():
     assert R1.touched(1) == pytest.approx(R1.active)
     assert R1.touched(10**6) == pytest.approx(R1.common + R1.routed)
     assert GPT_OSS.active / 1e9 == pytest.approx(5.1, abs=0.6)
-    assert LLAMA.active == LLAMA.common and LLAMA.cache_bytes == 80 * 2 * 8 * 128 * 2
+    assert LLAMA.active == LLAMA.common and LLAMA.layers * LLAMA.cache_bytes == 80 * 2 * 8 * 128 * 2
+
+
+def test_a_layer_with_a_sliding_window_looks_at_no_more_than_that():
+    assert (GPT_OSS.layers, GPT_OSS.windowed, GPT_OSS.window) == (36, 18, 128)
+    assert GPT_OSS.looked_at(100) == 36 * 100
+    assert GPT_OSS.looked_at(100_000) == 18 * 100_000 + 18 * 128
+    assert LLAMA.looked_at(100_000) == 80 * 100_000
+    for tokens in (100, 4096):
+        looked = sum(GPT_OSS.looked_at(before) for before in range(tokens))
+        assert GPT_OSS.pairs(tokens) == pytest.approx(looked, rel=0.02)
+    assert LLAMA.pairs(4096) == 80 * 4096**2 / 2
+
+
+def test_windows_halve_what_a_long_context_costs():
+    whole = replace(GPT_OSS, windowed=0)
+    placed = on(H100, 1)
+    costs = [step(one, placed, 32, 100_000) - step(one, placed, 32, 0) for one in (GPT_OSS, whole)]
+    assert costs[0] / costs[1] == pytest.approx(0.5, abs=0.01)
+    assert prefill(GPT_OSS, placed, 100_000) < prefill(whole, placed, 100_000)
 
 
 @pytest.mark.parametrize("model", [LLAMA, R1, GPT_OSS, FP8_405B])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from . import arguments
 from .errors import PlanError
 from .model import Model
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 #: What a plan says of its own, and which setting changes it.
 PLANNED = {
+    "model": "model",
     "tensor-parallel-size": "tensor_parallel",
     "pipeline-parallel-size": "pipeline_parallel",
     "distributed-executor-backend": "executor",
@@ -37,6 +39,9 @@ def check(model: Model, request: Request) -> None:
     for flag, setting in PLANNED.items():
         if flag in model.arguments:
             raise PlanError(f"{flag} is the plan's: leave it out of vLLM's arguments and set {setting}")
+    for flag in arguments.groups()["refused"]:
+        if flag in model.arguments:
+            raise PlanError(f"{flag} is not planned: leave it out of vLLM's arguments")
     wanted = request.targets
     for flag in ROOM:
         room = model.arguments.get(flag)

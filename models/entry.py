@@ -12,8 +12,9 @@ from typing import Any
 import yaml
 
 from .architecture import KINDS, read
+from .arguments import long_names
 from .errors import ModelError
-from .model import PRESETS, Model, long_names
+from .model import PRESETS, Model
 
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times quicker
 

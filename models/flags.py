@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from . import arguments
 from .model import Model
 from .plan import Replica
 
@@ -40,12 +41,6 @@ WHY = {
 #: For sizes of 1.
 NOT_CUT = {"tensor-parallel-size": "one GPU holds a layer", "pipeline-parallel-size": "one stage holds all"}
 
-#: What changes memory, or the model, in ways that no plan counts.
-NOT_COUNTED = (
-    "cpu-offload-gb", "enable-lora", "hf-overrides", "kv-offloading-size", "load-format", "quantization",
-    "speculative-config", "kv-transfer-config", "limit-mm-per-prompt",
-)  # fmt: skip
-
 OWN = "asked for, or the model's own file"
 
 
@@ -71,8 +66,15 @@ def reasons(replica: Replica, model: Model) -> dict[str, tuple[object, str]]:
     return {name: (value, whys[name]) for name, value in flags.items()}
 
 
-def not_counted(model: Model) -> list[str]:
-    """The model's arguments that a plan does not know what to make of."""
-    named = [name for name in NOT_COUNTED if model.arguments.get(name)]
-    counted = model.architecture.quantization.method == model.arguments.get("quantization")
-    return [name for name in named if name != "quantization" or not counted]
+def not_counted(replica: Replica, model: Model) -> dict[str, str]:
+    """{flag: what it changes} of a replica's flags that a plan does not know what to make of."""
+    named = arguments.groups()["not counted"]
+    found = {
+        flag: named[flag.partition(".")[0]]
+        for flag, value in replica.arguments.items()
+        if flag.partition(".")[0] in named and value not in (None, False, 0, "", "auto", {}, [])
+    }
+    if model.architecture.quantization.method == replica.arguments.get("quantization"):
+        found.pop("quantization", None)
+    graphs = not replica.arguments.get("enforce-eager") and not (replica.gpu and replica.gpu.vendor == "cpu")
+    return {flag: what for flag, what in found.items() if graphs or what != "CUDA graphs"}

@@ -54,7 +54,7 @@ class Serving:
     block_size: int = BLOCK_SIZE
     eager: bool = False
     kv_cache_memory: int | None = None  # bytes, when it is said instead of found
-    asynchronous: bool = True  # scheduling; off on CPUs (platforms/cpu.py:330)
+    asynchronous: bool = True  # scheduling; always off on CPUs (platforms/cpu.py:330)
 
     def cache(self, split: Split) -> kv.Cache:
         return kv.Cache(
@@ -109,7 +109,7 @@ def serving(
         block_size=_block(_count("block-size", arguments, block_size(model, gpu, cached))),
         eager=bool(arguments.get("enforce-eager", False)),
         kv_cache_memory=memory,
-        asynchronous=not cpu,
+        asynchronous=not cpu and arguments.get("async-scheduling") is not False,
     )
 
 

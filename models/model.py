@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
-from pathlib import Path
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from .architecture import Architecture
+from .arguments import long_names
 from .config import quantized, read
 from .errors import ModelError
 
@@ -45,42 +44,6 @@ PRESETS: Mapping[str, Mapping[str, Sourced]] = {
         ),
     },
 }
-
-
-def long_names(arguments: Arguments) -> dict[str, Any]:
-    """With vLLM's long names, which its config file also takes with underscores; each in one spelling.
-
-    ModelError for a name that is none: its parser would take a prefix, or end the server. And for one
-    that is said twice, in two spellings.
-    """
-    long: dict[str, Any] = {}
-    for given, value in arguments.items():
-        name = given.replace("_", "-")
-        if name.removeprefix("no-").split(".")[0] not in _flags():
-            near = difflib.get_close_matches(name, _flags(), n=2)
-            hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise ModelError(f"vLLM has no flag {name}{hint}")
-        if isinstance(value, bool) and name.startswith("no-"):
-            name, value = name.removeprefix("no-"), not value
-        if isinstance(value, bool) and name in INVERSE:
-            name, value = INVERSE[name], not value
-        name = SAME.get(name, name)
-        if name in long:
-            raise ModelError(f"vLLM's {name} is said twice")
-        long[name] = value
-    return long
-
-
-#: Flags of 0.33 that mean the contrary of another, or the same, which the plan looks at.
-INVERSE = {"disable-expert-parallel": "enable-expert-parallel",
-           "disable-chunked-prefill": "enable-chunked-prefill"}  # fmt: skip
-SAME = {"device-memory-utilization": "gpu-memory-utilization"}
-
-
-@cache
-def _flags() -> frozenset[str]:
-    """The long names of `vllm serve` in 0.32 and 0.33; tests/test_lab_vllm.py holds the list to them."""
-    return frozenset(Path(__file__).with_name("vllm_flags.txt").read_text().split())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import models
+from models.arguments import names
 from models.config import DEFAULTS, KINDS, quantized, read
 from models.errors import PlanError
 from models.hardware import GPUS
@@ -93,7 +94,7 @@ def test_vllm_for_gpus_parses_every_plan_for_gpus() -> None:
     said = ask("parse.py", plans, PYTHONPATH=str(software.gpu_vllm()))
     assert said["version"].startswith("0.33.")
     flags = {name.removeprefix("no-") for name in said["names"]} - {"help", "config"}
-    assert flags == set(Path(models.__file__).with_name("vllm_flags.txt").read_text().split())
+    assert flags == names()
     assert [wrong for wrong in said["wrong"] if wrong] == []
 
 

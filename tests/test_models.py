@@ -169,30 +169,6 @@ def test_a_flag_that_vllm_has_not_is_refused_with_the_nearest():
     assert dict(changed.arguments) == {"max-model-len": 17, "enable-prefix-caching": False}
 
 
-@pytest.mark.parametrize(
-    ("written", "meant"),
-    [
-        ({"no-enable-expert-parallel": True}, {"enable-expert-parallel": False}),
-        ({"no_enable_expert_parallel": False}, {"enable-expert-parallel": True}),
-        ({"disable-expert-parallel": True}, {"enable-expert-parallel": False}),
-        ({"no-disable-chunked-prefill": True}, {"enable-chunked-prefill": True}),
-        ({"device_memory_utilization": 0.8}, {"gpu-memory-utilization": 0.8}),
-        ({"disable-custom-all-reduce": True}, {"disable-custom-all-reduce": True}),
-        ({"compilation_config.mode": 3}, {"compilation-config.mode": 3}),
-    ],
-)
-def test_a_flag_has_one_spelling(written, meant):
-    changed = model(arguments={"enable-expert-parallel": True}).with_(arguments=written)
-    assert dict(changed.arguments) == {"enable-expert-parallel": True, **meant}
-    assert changed.said == set(meant)
-
-
-def test_a_flag_that_is_said_in_two_spellings_is_refused():
-    both = {"device-memory-utilization": 0.8, "gpu_memory_utilization": 0.9}
-    with pytest.raises(ModelError, match="vLLM's gpu-memory-utilization is said twice"):
-        model().with_(arguments=both)
-
-
 def test_every_value_of_a_preset_says_where_it_is_from():
     """A file of vLLM's and its line, or a heading of a document that has none."""
     assert set(PRESETS) == {"latency", "throughput", "long-context"}

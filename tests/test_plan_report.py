@@ -75,7 +75,15 @@ def test_a_plan_names_the_gpus_of_every_stage_and_what_it_does_not_count():
     said = CliRunner().invoke(main, ["plan", "qwen2.5-32b-instruct", "--gpus", "3xH100",
                                      "--vllm-arg", "cpu-offload-gb=4"]).stdout  # fmt: skip
     assert "node1 GPU 0: 21 layers; node1 GPU 1: 22 layers; node1 GPU 2: 21 layers" in said
-    assert "Not counted in this plan: cpu-offload-gb" in said
+    assert "\nNot counted in this plan: cpu-offload-gb (weights in the host's memory)\n" in said
+
+
+def test_a_refusal_says_too_what_it_does_not_count():
+    done = rackserve(*R1, "--vllm-arg", "cpu-offload-gb=40")
+    assert done.exit_code == 3 and "\nNot counted in this plan: cpu-offload-gb (" in done.stdout
+    assert as_json(*R1, "--vllm-arg", "cpu-offload-gb=40", ends=3)["not_counted"] == {
+        "cpu-offload-gb": "weights in the host's memory"
+    }
 
 
 def test_one_copy_over_many_nodes_is_called_slow_with_what_is_quicker():

@@ -26,7 +26,7 @@ def as_json(found: Found) -> dict[str, Any]:
         "environment": dict(model.environment),
         "memory_per_gpu": found.memory()[found.fullest],
         "remarks": remarks(found),
-        "not_counted": flags.not_counted(model),
+        "not_counted": flags.not_counted(found.nearest.replicas[0], model),
     }
     if found.plan is None:
         return {

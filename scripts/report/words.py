@@ -18,14 +18,13 @@ MOST_STAGES = 8
 def as_text(found: Found) -> str:
     lines, model = [_headline(found), *remarks(found), ""], found.nearest.model
     if found.plan is None:
-        lines += _table(found)
+        lines += [*_table(found), *_uncounted(found)]
         lines += ["", "What would fit:" if found.suggestions else "Nothing near it fits."]
         lines += [f"  {one.text}" for one in found.suggestions]
     else:
         lines += [_where(replica, found) for replica in found.plan.replicas]
         lines += ["", *_table(found), "", *_serves(found), "", *_flags(found.plan.replicas[0], model)]
-        if uncounted := flags.not_counted(model):
-            lines += ["", f"Not counted in this plan: {', '.join(uncounted)}"]
+        lines += _uncounted(found)
         lines += [
             "",
             "Beside it:" if found.alternatives else "Nothing beside it is better in anything.",
@@ -157,6 +156,12 @@ def _flags(replica: Replica, model: Model) -> list[str]:
     for name, (value, why) in flags.reasons(replica, model).items():
         lines += [f"  {name}: {value if isinstance(value, str) else _plain(value)}", f"      {why}"]
     return lines
+
+
+def _uncounted(found: Found) -> list[str]:
+    uncounted = flags.not_counted(found.nearest.replicas[0], found.nearest.model)
+    named = ", ".join(f"{flag} ({what})" for flag, what in uncounted.items())
+    return ["", f"Not counted in this plan: {named}"] if uncounted else []
 
 
 def _plain(value: object) -> str:

@@ -15,7 +15,7 @@ from .errors import ModelError
 
 Config = Mapping[str, Any]
 
-#: Classes whose tensors models/layers.py lists, as vLLM 0.32 builds them.
+#: Classes whose tensors models/layers.py lists, as vLLM builds them.
 KINDS = (
     "LlamaForCausalLM",
     "MistralForCausalLM",
@@ -142,7 +142,7 @@ def _experts(kind: str, config: Config, layers: int) -> Experts | None:
 
 
 def _dense(kind: str, config: Config, layers: int) -> tuple[int, ...]:
-    """Layers without experts (models/deepseek_v2.py:1293, models/qwen3_moe.py:389)."""
+    """Layers without experts (models/deepseek_v2.py:1293, models/qwen3_moe.py:390)."""
     if kind.startswith("Deepseek"):
         first = _number(config, "first_k_dense_replace")
         frequency = _positive(config, "moe_layer_freq", 1)
@@ -169,7 +169,7 @@ def _windowed(kind: str, config: Config, layers: int) -> tuple[int, ...]:
     """The layers with a sliding window; a window that config.json switches off is none."""
     if not config.get("sliding_window"):
         return ()
-    if kind.startswith("GptOss"):  # models/gpt_oss.py:176
+    if kind.startswith("GptOss"):  # models/gpt_oss.py:175
         return tuple(range(0, layers, 2))
     if kind.startswith("Qwen") and not config.get("use_sliding_window"):
         return ()

@@ -53,7 +53,7 @@ def check(model: Model, request: Request) -> None:
 
 
 def check_flags(model: Model, flags: Mapping[str, Any]) -> None:
-    """Raise PlanError for flags with which vLLM does not start (config/scheduler.py:322)."""
+    """Raise PlanError for flags with which vLLM does not start (config/scheduler.py:319)."""
     if (
         flags.get("enable-chunked-prefill") is False
         and flags["max-num-batched-tokens"] < flags["max-model-len"]

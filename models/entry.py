@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from .architecture import KINDS, read
+from .config import KINDS, read
 from .arguments import long_names
 from .errors import ModelError
 from .model import PRESETS, Model

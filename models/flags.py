@@ -8,7 +8,7 @@ from . import arguments
 from .model import Model
 from .plan import Replica
 
-#: By vLLM's long name. Paths are relative to vllm/ (0.32 and 0.33).
+#: By vLLM's long name. Paths are relative to vllm/, lines are 0.33's.
 WHY = {
     "tensor-parallel-size": "layers are cut over GPUs of a node, where links are fast",
     "pipeline-parallel-size": "nodes hold layers one after another: little traffic between them, and "
@@ -17,13 +17,13 @@ WHY = {
     "enable-expert-parallel": "experts stay whole, spread over the ranks, instead of cut",
     "decode-context-parallel-size": "ranks share the KV cache instead of each keeping all of it",
     "max-model-len": "what fits beside the weights, or what was asked for; vLLM does not start when it "
-    "is more (v1/core/kv_cache_utils.py:1025)",
-    "gpu-memory-utilization": "vLLM's share of a GPU; the rest is for CUDA and NCCL (config/cache.py:102)",
+    "is more (v1/core/kv_cache_planning.py:78)",
+    "gpu-memory-utilization": "vLLM's share of a GPU; the rest is for CUDA and NCCL (config/cache.py:215)",
     "max-num-seqs": "said, since vLLM's own depends on the GPU, which a Ray driver does not see "
-    "(engine/arg_utils.py:2920)",
+    "(engine/arg_utils.py:2970)",
     "max-num-batched-tokens": "said for the same reason; a step's memory grows with it",
     "distributed-executor-backend": "a replica over several nodes needs one, and vLLM chooses none "
-    "(config/parallel.py:1046)",
+    "(config/parallel.py:1071)",
     "nnodes": "hosts of the replica; each is told its own node-rank, and all but the first headless",
     "master-addr": "the first host, where the others meet",
     "master-port": "below Linux's ephemeral ports, which others take by chance",

@@ -45,7 +45,7 @@ class Gpu:
 
     @property
     def mxfp4_padding(self) -> tuple[int, int]:
-        """What vLLM pads MXFP4 experts to: width, hidden (fused_moe/oracle/mxfp4.py:816)."""
+        """What vLLM pads MXFP4 experts to: width, hidden (fused_moe/oracle/mxfp4.py:837)."""
         if self.capability == 90:
             return (64, 1)
         return (128, 256) if self.vendor == "nvidia" else (1, 1)

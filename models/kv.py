@@ -1,6 +1,6 @@
 """How many tokens the KV cache holds: vLLM's own arithmetic, block by block.
 
-Read from vLLM 0.32 (v1/core/kv_cache_utils.py, v1/kv_cache_interface.py). A block holds
+Read from vLLM (v1/core/kv_cache_planning.py, v1/kv_cache_interface.py). A block holds
 `block_size` tokens of every layer of a worker; the worker with the fewest blocks decides.
 """
 
@@ -44,7 +44,7 @@ class Capacity:
 
 
 def bytes_per_token(model: Architecture, split: Split, cache: Cache) -> int:
-    """Bytes of one token in one layer of one rank (kv_cache_interface.py:545).
+    """Bytes of one token in one layer of one rank (kv_cache_interface.py:586).
 
     Key-value heads are replicated when TP exceeds them; of MLA every rank has all.
     """
@@ -70,7 +70,7 @@ def block_bytes(model: Architecture, split: Split, cache: Cache) -> list[int]:
 
 
 def blocks_per_request(model: Architecture, split: Split, cache: Cache, length: int) -> int:
-    """Blocks of a request of `length` tokens, over all groups (kv_cache_utils.py:1195)."""
+    """Blocks of a request of `length` tokens, over all groups (kv_cache_utils.py:1061)."""
     full = ceil(ceil(length / split.context) / cache.block_size)
     return sum(
         _window_blocks(model.window or 0, length, cache) if windowed else full
@@ -117,7 +117,7 @@ def largest(limit: int, fits: Callable[[int], bool]) -> int:
 
 @lru_cache(maxsize=64)
 def _groups(model: Architecture) -> list[tuple[tuple[int, ...], bool]]:
-    """(layers, whether windowed) of each group (kv_cache_utils.py:1329).
+    """(layers, whether windowed) of each group (kv_cache_planning.py:521).
 
     Layers of one kind are cut into groups as large as the smaller kind, or as the larger
     one when that is less than half as much again.

@@ -1,6 +1,6 @@
 """The tensors of one rank's layers, and of a stage's ends, as vLLM 0.32 and 0.33 create them.
 
-Rules are read from vLLM 0.32's source; paths below are relative to vllm/.
+Rules are read from vLLM's source; paths below are relative to vllm/.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FP8_BLOCK = 128
 MXFP4_BLOCK = 32
 
 #: Classes whose embeddings, final norm and head are on every pipeline stage
-#: (models/qwen3_moe.py:468, models/gpt_oss.py:487).
+#: (models/qwen3_moe.py:468, models/gpt_oss.py:486).
 ENDS_EVERYWHERE = ("Qwen3MoeForCausalLM", "GptOssForCausalLM")
 
 
@@ -37,7 +37,7 @@ class Split:
 
     @property
     def expert_ranks(self) -> int:
-        """Ranks that the experts of a layer are spread over (fused_moe/config.py:1108)."""
+        """Ranks that the experts of a layer are spread over (fused_moe/config.py:1117)."""
         return self.tensor * self.data
 
 
@@ -98,7 +98,7 @@ class Rows:
     def _attention(self, prefix: str) -> Iterator[Tensor]:
         model, tp = self.model, self.split.tensor
         heads = model.num_attention_heads // tp
-        kv = max(1, model.num_key_value_heads // tp)  # replicated beyond (linear.py:1049)
+        kv = max(1, model.num_key_value_heads // tp)  # replicated beyond (linear.py:1066)
         name = f"{prefix}.self_attn"
         width = (heads + 2 * kv) * model.head_dim
         yield from self._linear("attention", f"{name}.qkv_proj", model.hidden_size, width,
@@ -106,7 +106,7 @@ class Rows:
         if model.qkv_bias:
             yield Tensor("attention", f"{name}.qkv_proj.bias", (width,), self.dtype)
         yield from self._linear("attention", f"{name}.o_proj", heads * model.head_dim, model.hidden_size)
-        if model.o_bias:  # whole on every rank (linear.py:1733)
+        if model.o_bias:  # whole on every rank (linear.py:1757)
             yield Tensor("attention", f"{name}.o_proj.bias", (model.hidden_size,), self.dtype)
         if model.qk_norm:
             yield self._norm(f"{name}.q_norm", model.head_dim)
@@ -165,7 +165,7 @@ class Rows:
             yield Tensor("experts", f"{name}.experts.w2_bias", (count, hidden), self.dtype)
         if own.shared_intermediate_size:
             # With experts over several DP ranks the shared ones are whole on each
-            # (config/parallel.py:764, use_sequence_parallel_moe).
+            # (config/parallel.py:768, use_sequence_parallel_moe).
             split = self.split
             whole = split.expert and split.tensor > 1 and split.data > 1 and not own.shared_gate
             yield from self._mlp(f"{name}.shared_experts", "shared experts", own.shared_intermediate_size,
@@ -182,7 +182,7 @@ class Rows:
         return base + (self.rank < left), own.intermediate_size
 
     def _stack(self, name: str, count: int, rows: int, columns: int, halves: int = 1) -> Iterator[Tensor]:
-        """One tensor of all experts of this rank, with its scales (quantization/fp8.py:615)."""
+        """One tensor of all experts of this rank, with its scales (quantization/fp8.py:620)."""
         how = self.model.quantization.of(name.rpartition(".")[0])
         yield Tensor("experts", f"{name}_weight", (count, rows, columns), _stored(how, self.dtype))
         if how == "fp8_block":

@@ -35,11 +35,11 @@ def problem(model: Architecture, split: Split) -> str | None:
 
 def _tensor_problem(model: Architecture, split: Split) -> str | None:
     tp, heads, kv = split.tensor, model.num_attention_heads, model.num_key_value_heads
-    # config/model.py:1546; key-value heads are divided or copied, never split (linear.py:1055).
+    # config/model.py:1559; key-value heads are divided or copied, never split (linear.py:1068).
     shared = model.latent is not None or kv % tp == 0 or tp % kv == 0
     if heads % tp or not shared:
         return f"does not divide {heads} attention heads and {kv} key-value heads"
-    if model.kind.startswith("GptOss") and kv % tp:  # models/gpt_oss.py:135
+    if model.kind.startswith("GptOss") and kv % tp:  # models/gpt_oss.py:134
         return f"is more than {kv} key-value heads, which this class cannot copy"
     if padded(model.vocab_size) % tp:  # vocab_parallel_embedding.py
         return f"does not divide the vocabulary, padded to {padded(model.vocab_size)}"
@@ -82,7 +82,7 @@ def _pipeline_problem(model: Architecture, split: Split) -> str | None:
             f"PP {split.pipeline} is more than its {model.num_hidden_layers} layers; "
             f"PP can be 1 to {model.num_hidden_layers} (set pipeline_parallel)"
         )
-    if model.kind == "GptOssForCausalLM" and model.intermediate_size % split.gpus:  # models/gpt_oss.py:390
+    if model.kind == "GptOssForCausalLM" and model.intermediate_size % split.gpus:  # models/gpt_oss.py:389
         return (
             f"{split.gpus} ranks do not divide its {model.intermediate_size} columns, which this class asks "
             "(set pipeline_parallel)"
@@ -91,7 +91,7 @@ def _pipeline_problem(model: Architecture, split: Split) -> str | None:
 
 
 def _expert_problem(model: Architecture, split: Split) -> str | None:
-    if split.expert and model.experts is None:  # config/model.py:1485
+    if split.expert and model.experts is None:  # config/model.py:1498
         return "it has no experts to spread: leave enable-expert-parallel out"
     if model.experts and split.expert and split.expert_ranks > model.experts.count:
         return f"{model.experts.count} experts do not spread over {split.expert_ranks} ranks"
@@ -103,13 +103,13 @@ def _expert_problem(model: Architecture, split: Split) -> str | None:
             if not any(model.has_experts(layer) for layer in range(first, first + count)):
                 return f"PP {split.pipeline} leaves a stage without experts (set pipeline_parallel)"
             first += count
-    if split.data > 1 and model.experts is None:  # engine/arg_utils.py:2415
+    if split.data > 1 and model.experts is None:  # engine/arg_utils.py:2456
         return "data parallelism inside a replica is for models with experts: use replicas"
     return None
 
 
 def _context_problem(model: Architecture, split: Split) -> str | None:
-    """config/parallel.py:590, config/model.py:1565."""
+    """config/parallel.py:599, config/model.py:1578."""
     dcp, tp, kv = split.context, split.tensor, model.num_key_value_heads
     if dcp == 1:
         return None

@@ -1,7 +1,7 @@
 """What a GPU's memory goes to: weights, KV cache, and what vLLM needs besides.
 
 vLLM takes `ceil(total * gpu_memory_utilization)` and gives the KV cache what weights, the
-peak of a forward pass and CUDA graphs leave of it (v1/worker/gpu_worker.py:733). Weights
+peak of a forward pass and CUDA graphs leave of it (v1/worker/gpu_worker.py:753). Weights
 and KV are exact. The peak and the graphs are only known to a profiling run: here they are
 upper estimates, so that a plan that fits starts. What was allocated before vLLM looks (the
 CUDA context, NCCL's buffers) lies outside its share and must fit in what it leaves.
@@ -21,13 +21,13 @@ from .errors import ModelError
 from .hardware import GiB, Gpu, MiB
 from .weights import Split, extra_bytes, layer_kinds, part_bytes, stages
 
-#: config/cache.py:102.
+#: config/cache.py:215.
 UTILIZATION = 0.92
 
 #: Tokens in a block unless --block-size says otherwise (config/cache.py:185).
 BLOCK_SIZE = 16
 
-#: Of a step, and requests in one: vLLM's own by GPU (engine/arg_utils.py:2920), which a
+#: Of a step, and requests in one: vLLM's own by GPU (engine/arg_utils.py:2970), which a
 #: Ray driver without GPUs does not see. We always say them.
 BATCHED_TOKENS, SEQUENCES = 8192, 256
 
@@ -54,7 +54,7 @@ class Serving:
     block_size: int = BLOCK_SIZE
     eager: bool = False
     kv_cache_memory: int | None = None  # bytes, when it is said instead of found
-    asynchronous: bool = True  # scheduling; always off on CPUs (platforms/cpu.py:330)
+    asynchronous: bool = True  # scheduling; always off on CPUs (platforms/cpu.py:348)
 
     def cache(self, split: Split) -> kv.Cache:
         return kv.Cache(
@@ -114,7 +114,7 @@ def serving(
 
 
 def served_dtype(model: Architecture, asked: str) -> Dtype:
-    """--dtype; "auto" makes bfloat16 of float32 (config/model.py:2423)."""
+    """--dtype; "auto" makes bfloat16 of float32 (config/model.py:2441)."""
     if asked == "auto":
         return "bfloat16" if model.dtype == "float32" else model.dtype
     if asked in ("float32", "bfloat16", "float16"):

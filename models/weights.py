@@ -18,7 +18,7 @@ __all__ = ["FP8_BLOCK", "Split", "Tensor", "extra_bytes", "padded", "parameters"
 
 
 def stages(layers: int, pipeline: int) -> list[int]:
-    """Layers of each pipeline stage (distributed/utils.py:112).
+    """Layers of each pipeline stage (distributed/utils.py:198).
 
     What is left over goes one each to the stages before the last, from the second-last
     backwards: the last one also has the head.
@@ -107,7 +107,7 @@ def extra_bytes(model: Architecture, split: Split, stage: int = 0) -> int:
     """What vLLM keeps besides the parameters once kernels are prepared.
 
     MLA of a quantized model: kv_b_proj once more, unquantized and absorbed into W_UK_T and
-    W_UV (attention/mla_attention.py:1323); of an unquantized one these are views.
+    W_UV (attention/mla_attention.py:1345); of an unquantized one these are views.
     """
     own = model.latent
     if own is None or model.quantization.format == "plain":

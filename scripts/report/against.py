@@ -12,7 +12,7 @@ from models.plan import Plan
 
 from .found import GIB, name_of
 
-#: Lines of vLLM's log: v1/worker/gpu_worker.py:760, v1/core/kv_cache_utils.py:2326,
+#: Lines of vLLM's log: v1/worker/gpu_worker.py:773, v1/core/kv_cache_utils.py:1148,
 #: v1/worker/gpu_model_runner.py ("Model loading took").
 CACHE = re.compile(
     r"(?:GPU|CPU) KV cache size: ([\d,]+) tokens, "

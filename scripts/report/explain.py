@@ -24,14 +24,14 @@ def arithmetic(found: Found) -> list[str]:
         f"{model.architecture.head_dim} x {number}"
     )
     lines = [
-        f"The arithmetic of a GPU of stage {found.fullest}, in bytes; paths are relative to vllm/",
+        f"The arithmetic of a GPU of stage {found.fullest}, in bytes; paths are relative to vllm/ 0.33",
         f"  total                 {stage.total}: {gpu.source}",
         f"  vLLM's share          {stage.requested} = ceil(total x utilization) (v1/worker/utils.py:724)",
         f"  weights               {stage.weight_bytes}: every parameter of this rank (models/weights.py)",
         f"  activations           {stage.activations}: upper estimate of a step (models/memory.py)",
         f"  CUDA graphs           {stage.graphs}: allowance of our own",
         f"  left for KV           {stage.available}",
-        f"  a token in a layer    {token} = {formula} (v1/kv_cache_interface.py:545)",
+        f"  a token in a layer    {token} = {formula} (v1/kv_cache_interface.py:586)",
         f"  a block               {own.cache.block_size} tokens of {layers} layers",
         f"  outside its share     {stage.communication}: CUDA context, NCCL's buffers",
     ]
@@ -39,9 +39,9 @@ def arithmetic(found: Found) -> list[str]:
         lines.append(f"  missing               {found.missing_bytes}")
     else:
         lines += [
-            f"  blocks                {blocks}: the fewest of any stage (v1/core/kv_cache_utils.py:2665)",
+            f"  blocks                {blocks}: the fewest of any stage (v1/core/kv_cache_planning.py:1583)",
             f"  tokens                {own.capacity.tokens} = {blocks} blocks / those of a request of "
-            f"{own.max_model_len} tokens x {own.max_model_len} (v1/core/kv_cache_utils.py:1195)",
+            f"{own.max_model_len} tokens x {own.max_model_len} (v1/core/kv_cache_utils.py:1061)",
         ]
     lines += [f"  source, {what:13} {source}" for what, source in model.sources.items()]
     return lines

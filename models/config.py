@@ -6,6 +6,7 @@ What a class fills in that its config.json leaves out is transformers' rule for 
 from __future__ import annotations
 
 import re
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -58,7 +59,7 @@ def read(config: Config) -> Architecture:
     kind = str(names[0])
     if kind not in KINDS:  # said first: other classes name their numbers otherwise
         raise ModelError(f"the memory of {kind} is not known; known are {', '.join(KINDS)}")
-    config = {**DEFAULTS.get(kind, {}), **config}
+    config = ChainMap(config, DEFAULTS.get(kind, {}))  # type: ignore[arg-type]  # neither is written to
     heads = _number(config, "num_attention_heads")
     hidden = _number(config, "hidden_size")
     layers = _number(config, "num_hidden_layers")

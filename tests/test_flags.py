@@ -7,7 +7,8 @@ import pytest
 import models
 from models import arguments, conflicts, flags
 from models.errors import ModelError, PlanError
-from models.plan import Node, plan
+from models.plan import Node
+from models.planner import plan
 
 R1, GPT_OSS, LLAMA = (models.get(name) for name in ("deepseek-r1", "gpt-oss-120b", "llama-3.1-70b"))
 GROUPS = arguments.groups()

@@ -7,7 +7,8 @@ import pytest
 from click.testing import CliRunner
 
 import models
-from models.plan import Node, Request, plan
+from models.plan import Node, Request
+from models.planner import plan
 from roles.vllm.arguments import arguments
 from scripts.cli import main
 from scripts.report import data

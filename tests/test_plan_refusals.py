@@ -75,7 +75,7 @@ def test_bad_input_is_one_line_and_ends_with_2(words, message):
     [
         (("--vllm-arg", "max-num-seqs=10", "--concurrency", 10), {"max_num_seqs": 10}),
         (("--vllm-arg", "max-model-len=4096", "--context", 4096), {"max_model_len": 4096}),
-        (("--preset", "latency", "--concurrency", 40, "--context", 1024), {"max_num_seqs": 40}),
+        (("--preset", "throughput", "--concurrency", 1100, "--context", 64), {"max_num_seqs": 1100}),
         (("--vllm-arg", "enable-chunked-prefill=false", "--context", 8192), {"max_model_len": 8192}),
     ],
 )

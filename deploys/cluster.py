@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import gc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from pyinfra import host, inventory, state
 from pyinfra.api.exceptions import PyinfraError
 
-import models
 from models.errors import BadInput, InventoryError
-from roles import base, lock, recall, service
+from roles import base, lock, recall, service, weights
 from roles.network import Interface
 
 from .settings import Settings, check_names, check_same, check_typos, settings
@@ -116,11 +116,18 @@ def read(source: Inventory) -> Cluster:
     return Cluster(control=heads[0], hosts=hosts)
 
 
-def model_of(own: Settings) -> Model:
-    """The model that the settings ask for, with the user's arguments over its own."""
+def model_of(own: Settings, commit: str = "") -> Model:
+    """The model that the settings ask for, with the user's arguments over its own.
+
+    + commit: of the hub's, what was staged for the revision; its newest unless given
+    """
+    from models import source
+
     if not own.model:
         raise InventoryError("no model: set it with --data model=NAME; names: rackserve models")
-    chosen = models.get(own.model)
+    if source.is_folder(own.model) and own.weights_path is None:
+        raise InventoryError(f"{own.model} is a folder here: copy it to every node and set weights_path")
+    chosen = _found(own.model, commit or own.revision, own.hf_endpoint, own.hf_token)
     return chosen.with_(
         revision=own.revision,
         preset=own.preset or own.optimize,
@@ -146,15 +153,40 @@ def request_of(own: Settings) -> Request:
 
 
 def plan_of(cluster: Cluster, own: Settings) -> Plan:
-    """The plan for a cluster whose hosts share the settings in `own`."""
+    """The plan for a cluster whose hosts share the settings in `own`.
+
+    The hub is asked here, as the control host is told to ask it; a revision means the commit that
+    was staged for it, also when the hub has a newer one.
+    """
     # Imported late, like Node: of a run that changes nothing and plans nothing it is a thirtieth.
+    from models import source
     from models.planner import planned
 
-    made = planned(model_of(own), cluster.nodes, request_of(own))
+    control, commit = cluster.hosts[cluster.control.name], ""
+    own = replace(own, hf_endpoint=control.hf_endpoint, hf_token=control.hf_token)
+    if source.on_hub(own.model):
+        commit = weights.recorded(cluster.control, own.model, own.revision or "main")
+    made = planned(model_of(own, commit), cluster.nodes, request_of(own))
     gpu = made.replicas[0].gpu
     if gpu is not None and gpu.vendor == "amd":
         raise InventoryError(f"{gpu.name}: it can be planned, not served: there is no ROCm runtime yet")
     return made
+
+
+#: Hosts are prepared side by side, and the hub is asked once.
+_asking = Lock()
+
+
+def _found(*what: str | None) -> Model:
+    with _asking:
+        return _find(*what)
+
+
+@cache
+def _find(what: str, *where: str | None) -> Model:
+    from models import source
+
+    return source.find(what, *where)
 
 
 @cache

@@ -32,7 +32,7 @@ class Settings:
     """One host's settings; all but those in PER_HOST are the same on every host."""
 
     # What to serve
-    model: str = ""  # a name of `rackserve models`
+    model: str = ""  # a name of `rackserve models`, ORG/NAME of the hub, or a folder with weights_path
     revision: str | None = None  # branch, tag or commit; the model's own unless set
     weights_path: str | None = None  # a snapshot that is on every node already
     preset: str | None = None  # latency, throughput or long-context: the model's own arguments unless set

@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,37 @@ CONFIG, INDEX = "config.json", "model.safetensors.index.json"
 TOLERANCE = 0.005
 
 
-def find(what: str, revision: str | None = None) -> Model:
-    """A model of the catalogue by name, of a local folder, or of the hub by ORG/NAME."""
+#: A second copy of the weights, which vLLM's loader leaves out too (config/load.py).
+IGNORED = ("original/*",)
+
+
+def find(
+    what: str, revision: str | None = None, endpoint: str | None = None, token: str | None = None
+) -> Model:
+    """A model of the catalogue by name, of a local folder, or of the hub by ORG/NAME.
+
+    + endpoint, token: of the hub; HF_ENDPOINT and HF_TOKEN unless set
+    """
     if what in names():
         return get(what)
-    if os.path.isdir(what):  # not Path.is_dir, which raises on a name that is too long
+    if is_folder(what):
         return from_folder(Path(what))
     if what.startswith((".", "/", "~")):
         raise UnknownModel(f"unknown model {what!r}: there is no such folder")
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", what):
-        return from_hub(what, revision)
+    if on_hub(what):
+        return from_hub(what, revision, endpoint, token)
     return get(what)  # which says what the nearest names are
+
+
+def is_folder(what: str) -> bool:
+    """Whether `find` reads it from a folder of this machine."""
+    # Not Path.is_dir, which raises on a name that is too long.
+    return what not in names() and os.path.isdir(what)
+
+
+def on_hub(what: str) -> bool:
+    """Whether `find` asks the hub for it."""
+    return not is_folder(what) and re.fullmatch(r"[\w.-]+/[\w.-]+", what) is not None
 
 
 def from_folder(folder: Path) -> Model:
@@ -46,8 +67,10 @@ def from_folder(folder: Path) -> Model:
     )  # fmt: skip
 
 
-def from_hub(repository: str, revision: str | None = None) -> Model:
-    """Ask the hub (HF_ENDPOINT, HF_TOKEN) for the two files."""
+def from_hub(
+    repository: str, revision: str | None = None, endpoint: str | None = None, token: str | None = None
+) -> Model:
+    """Ask the hub for the two files."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -64,7 +87,8 @@ def from_hub(repository: str, revision: str | None = None) -> Model:
 
     def fetch(name: str) -> Path | None:
         try:
-            return Path(hf_hub_download(repository, name, revision=revision))
+            found = hf_hub_download(repository, name, revision=revision, endpoint=endpoint, token=token)
+            return Path(found)
         except LocalEntryNotFoundError:  # the hub was not reached
             raise
         except EntryNotFoundError:
@@ -86,7 +110,8 @@ def from_hub(repository: str, revision: str | None = None) -> Model:
         raise ModelError(f"{repository}: the hub does not answer: {str(error).splitlines()[0]}") from None
     if config is None:
         raise ModelError(f"{repository} has no {CONFIG}")
-    return make(_slug(repository.split("/")[1]), repository, _json(config), _json(index) if index else None)
+    made = make(_slug(repository.split("/")[1]), repository, _json(config), _json(index) if index else None)
+    return replace(made, ignore=IGNORED)
 
 
 def make(name: str, repository: str, config: Mapping[str, Any], index: Mapping[str, Any] | None) -> Model:

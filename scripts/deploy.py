@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import click
@@ -51,11 +52,19 @@ def deploy(
     words += ["--dry"] if dry else [] if diff else ["-y"]
     words += ["--diff"] if diff else []
     words += ["--fail-percent", "0"]
-    for option, values in (("--limit", limit), ("--data", data)):
+    for option, values in (("--limit", limit), ("--data", map(_absolute, data))):
         for value in values:
             words += [option, value]
     runner.run(words)
     click.secho(f"{name}: done in {time.monotonic() - started:.0f} s", fg="green", err=True)
+
+
+def _absolute(one: str) -> str:
+    """A folder to serve, from the repository's point of view: pyinfra runs there."""
+    from models import source
+
+    key, _, value = one.partition("=")
+    return f"model={os.path.abspath(value)}" if key == "model" and source.is_folder(value) else one
 
 
 @click.command()

@@ -148,7 +148,8 @@ def _model(what: str, said: Mapping[str, Any], own: Any = None) -> Model:
 
     if not what:
         raise Refused("which model? `rackserve models` lists them")
-    chosen = source.find(what, said["revision"])
+    hub = () if own is None else (own.hf_endpoint, own.hf_token)
+    chosen = source.find(what, said["revision"] or (own and own.revision), *hub)
     if own is not None:
         preset = said["preset"] or said["optimize"] or own.preset or own.optimize
         chosen = chosen.with_(preset=preset, arguments=own.vllm_args, environment=own.vllm_env)

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 import models
 from scripts.cli import main
+from scripts.deploy import _absolute
 
 REPOSITORY = Path(__file__).parents[1]
 CACHE = Path(tempfile.mkdtemp(prefix="rackserve-test-"))
@@ -292,3 +293,12 @@ def test_a_host_out_of_reach_does_not_hide_the_others(inventory):
         assert (done.returncode, done.stderr) == (1, "rackserve: gone: cannot be reached over SSH\n")
     assert "nothing is served on @fake/gpu1" in rackserve("status", "-i", file).stdout
     assert rackserve("unlock", "-i", file).stdout == "nobody held the lock\n"
+
+
+def test_a_folder_to_deploy_is_where_the_user_is(tmp_path, monkeypatch):
+    (tmp_path / "tiny-llama").mkdir()
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert _absolute("model=mine") == f"model={tmp_path}/mine"
+    for one in ("model=tiny-llama", "model=org/m", "weights_path=mine", "context=1"):
+        assert _absolute(one) == one

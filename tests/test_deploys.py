@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+import models
+from tests.lab.hub_testing import running_hub
+
 REPOSITORY = Path(__file__).parents[1]
 PYINFRA = Path(sys.executable).with_name("pyinfra")
 INVENTORY = """
@@ -257,3 +260,62 @@ def test_secrets_are_in_no_plan_and_no_message(dry):
     done = dry("serve_llama", api_key="sk-very-secret", hf_token="hf_very-secret")
     assert done.returncode == 0
     assert "very-secret" not in done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """A hub with org/Tiny_Model, behind a gate org/gated, and what it was asked in its log."""
+    base = tmp_path_factory.mktemp("hub")
+    for name in ("Tiny_Model", "gated"):
+        there = base / "root" / "org" / name
+        there.mkdir(parents=True)
+        (there / "config.json").write_text(json.dumps(dict(models.get("tiny-llama").config)))
+    (base / "root" / "org" / "gated" / ".gated").touch()
+    with running_hub(base) as hub:
+        yield hub
+
+
+TINY = {"model": "org/Tiny_Model", "tensor_parallel": 1, "pipeline_parallel": 2}
+
+
+@pytest.mark.parametrize("deploy", ["stage_weights", "serve"])
+def test_a_model_of_the_hub_is_deployed_as_one_of_the_catalogue(dry, hub, deploy):
+    done = dry(deploy, hf_endpoint=hub.url, **TINY)
+    assert done.returncode == 0, done.stderr
+    names = [name_of(operation, deploy) for operation in json.loads(done.stdout)["plan"]]
+    expected = {"stage_weights": "Stage org/Tiny_Model", "serve": "Wait until replica-0 generates"}
+    assert expected[deploy] in names
+
+
+def test_the_hub_is_asked_once_and_not_for_each_host(dry, hub):
+    before = hub.log.read_text().count("Tiny_Model/resolve/main/config.json")
+    assert dry("serve", hf_endpoint=hub.url, **TINY).returncode == 0
+    asked = hub.log.read_text().count("Tiny_Model/resolve/main/config.json") - before
+    assert 1 <= asked <= 2  # a HEAD, and a GET where it is not cached
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model": "org/absent"}, "org/absent: the hub has no such repository, or HF_TOKEN may not see it"),
+        ({"model": "org/gated"}, "org/gated is gated: ask for access on its page and export HF_TOKEN"),
+        ({"model": "org/Tiny_Model", "revision": "v9"}, "org/Tiny_Model has no revision v9"),
+        ({"model": "smollm2-135m"}, "unknown model 'smollm2-135m'; the nearest are: smollm2-135m-instruct"),
+        ({"model": "./nowhere"}, "unknown model './nowhere': there is no such folder"),
+        ({"model": "models"}, "models is a folder here: copy it to every node and set weights_path"),
+        ({"model": "org/m", "hf_endpoint": "http://127.0.0.1:9"}, "org/m: the hub does not answer"),
+    ],
+)
+def test_a_model_that_is_not_found_is_one_line(dry, hub, settings, message):
+    done = dry("serve", **{"hf_endpoint": hub.url, **TINY, **settings})
+    assert (done.returncode, done.stdout) == (1, "")
+    said = [line for line in done.stderr.splitlines() if message in line]
+    assert len(said) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_folder_is_served_from_where_the_nodes_have_it(dry, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(dict(models.get("tiny-llama").config)))
+    done = dry("serve_llama", **{**TINY, "model": tmp_path, "weights_path": "/srv/model"})
+    assert done.returncode == 0, done.stderr
+    assert "Check /srv/model" in done.stdout

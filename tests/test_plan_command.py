@@ -7,9 +7,12 @@ import pytest
 from click.testing import CliRunner
 
 import models
+from deploys.settings import Settings
+from models import source
 from models.plan import Node, Request
 from models.planner import plan
 from roles.vllm.arguments import arguments
+from scripts import plan as plan_command
 from scripts.cli import main
 from scripts.report import data
 from scripts.report.found import Found
@@ -122,6 +125,16 @@ def test_weights_made_fp8_while_loading_are_counted_and_other_ways_named_as_not_
     made = as_json(*LLAMA, "--vllm-arg", "quantization=fp8")
     assert made["not_counted"] == {}
     assert list(as_json(*LLAMA, "--vllm-arg", "quantization=bitsandbytes")["not_counted"]) == ["quantization"]
+
+
+def test_the_hub_of_an_inventory_is_asked_for_the_inventorys_revision(monkeypatch):
+    asked = []
+    monkeypatch.setattr(source, "find", lambda *what: asked.append(what) or models.get("tiny-llama"))
+    own = Settings(address="10.0.0.1", revision="v2", hf_endpoint="http://hub", hf_token="hf_x")
+    said = dict.fromkeys(("revision", "preset", "optimize"))
+    for given in (said, {**said, "revision": "v3"}):
+        plan_command._model("org/m", {**given, "vllm_args": ()}, own)
+    assert asked == [("org/m", "v2", "http://hub", "hf_x"), ("org/m", "v3", "http://hub", "hf_x")]
 
 
 def test_an_inventory_is_planned_as_serve_would():

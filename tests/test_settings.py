@@ -1,9 +1,14 @@
 """What a user may set, and what is said of a wrong value."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 
-from deploys.cluster import model_of, request_of
+import models
+from deploys.cluster import Cluster, model_of, plan_of, request_of
 from deploys.settings import Settings, check_names, check_same, check_typos, settings
+from models import source
 from models.errors import InventoryError
 
 HOST = {"address": "10.0.0.1"}
@@ -159,3 +164,17 @@ def test_what_is_optimized_chooses_the_preset_and_how_many_replicas():
     assert request_of(settings("gpu1", {**HOST, "replicas": 3, "optimize": "throughput"})).replicas == 3
     with pytest.raises(InventoryError, match="optimize is 'speed': must be one of latency, throughput"):
         settings("gpu1", {**HOST, "optimize": "speed"})
+
+
+def test_a_revision_of_the_hubs_means_the_commit_that_was_staged_for_it(monkeypatch):
+    """And the hub is asked as the control host is told to, whichever host comes first."""
+    asked = []
+    monkeypatch.setattr(source, "find", lambda *what: asked.append(what) or models.get("tiny-llama"))
+    staged = {"/var/lib/rackserve/weights/org--m/main": "c0ffee"}
+    control = SimpleNamespace(name="head", get_fact=lambda fact, path: staged.get(path, ""))
+    own = Settings(model="org/m", gpus=1, hf_endpoint="http://head", **HOST)
+    first = replace(own, hf_endpoint="http://other")
+    made = plan_of(Cluster(control, {"head": own}), first)
+    plan_of(Cluster(control, {"head": own}), replace(first, revision="v2"))
+    assert asked == [("org/m", "c0ffee", "http://head", None), ("org/m", "v2", "http://head", None)]
+    assert made.model.revision == "main"  # the path of what was staged

@@ -79,6 +79,13 @@ def test_what_cannot_be_a_name_is_unknown_in_one_line(what):
     assert "unknown model" in refusal_of(what)
 
 
+def test_of_the_hub_a_second_copy_of_the_weights_is_not_staged(folder, monkeypatch):
+    there = folder(TINY, index(TINY))
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repository, name, **_: str(there / name))
+    own = source.find("Org/My_Model")
+    assert (own.name, own.repository, own.ignore) == ("my-model", "Org/My_Model", ("original/*",))
+
+
 def test_a_hub_that_is_not_reached_is_said_to_be_so(tmp_path):
     """In a process of its own: huggingface_hub reads its settings when it is imported."""
     code = "from models import source; source.find('org/m')"

@@ -34,7 +34,17 @@ class Hub:
 
 def path(model: Model) -> str:
     """Where vLLM finds the model; a link that is swapped when another commit is staged."""
-    return f"{ROOT}/{_flat(model.repository)}/{_flat(model.revision)}"
+    return _path(model.repository, model.revision)
+
+
+def recorded(control: Host, repository: str, revision: str) -> str:
+    """The commit that the control host recorded for a revision; "" when it has none."""
+    commit: str = control.get_fact(Commit, path=_path(repository, revision))
+    return commit
+
+
+def _path(repository: str, revision: str) -> str:
+    return f"{ROOT}/{_flat(repository)}/{_flat(revision)}"
 
 
 def _flat(name: str) -> str:

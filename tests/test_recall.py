@@ -163,7 +163,7 @@ def test_nothing_is_left_of_what_was_asked(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "mktemp").chmod(0o755)
     script = recall._all_at_once(["echo secret", f"ls {tmp_path}/made"])
     said = subprocess.run(["sh", "-s"], input=script, capture_output=True, text=True, check=True).stdout
-    assert "0.stdout:secret" in said and "1.stdout:0.code" in said
+    assert "0.stdout:secret" in said and "1.stdout:1.stdout" in said
     assert not (tmp_path / "made").exists()
 
 

@@ -113,6 +113,12 @@ class Lab:
             node.destroy()
         network.down()
         shutil.rmtree(STATE, ignore_errors=True)
+        # The dying containers' mount namespaces hold the disks a moment longer, and so does
+        # that of any container that was started while the lab was up.
+        wait_until(
+            lambda: f"({STATE}/" not in run("losetup", "-a"), 10,
+            "the lab's disks to be released: all else of it is gone, they go when what holds them ends",
+        )  # fmt: skip
 
     @property
     def hub_url(self) -> str:

@@ -185,9 +185,6 @@ class Node:
         for mount in (self.root, self.folder / "disk"):
             while mount.is_mount():
                 run("umount", mount)
-        # The dying containers' mount namespaces hold the disk a moment longer.
-        disk = self.folder / "disk.img"
-        wait_until(lambda: not run("losetup", "-j", disk), 10, f"{disk} to be released")
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _remove_nspawns_notes(self) -> None:

@@ -11,7 +11,7 @@ code 1. A snapshot appears at its final path whole and verified, or not at all:
     <org>--<name>/commits/<revision>     the commit a revision was resolved to
     <org>--<name>/.partial-<commit>/     while it is fetched; a next run resumes it
     <org>--<name>/snapshot-<commit>/     verified
-    <org>--<name>/snapshot-<commit>.json its manifest: size, sha256, mtime of each file
+    <org>--<name>/snapshot-<commit>.json its manifest, the same on every node: each file's size, sha256
     <org>--<name>/<revision>             a link to the snapshot: what vLLM is given
 """
 
@@ -29,6 +29,10 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+#: Nanoseconds since the epoch: when all files of a snapshot were last written, so that the manifest is
+#: the same on all nodes, and a file that is written to later is seen without reading it.
+MTIME = 946_684_800 * 10**9  # 2000
 
 
 class StageError(Exception):
@@ -83,19 +87,28 @@ def fetch(args: argparse.Namespace) -> int:
     missing = {name: file for name, file in wanted.items() if not (partial / name).exists()}
     check_space(partial, missing)
     download(args, partial, list(missing))
-    manifest = verify(partial, wanted)
+    publish(args, partial, verify(partial, wanted))
+    return 0
+
+
+def publish(args: argparse.Namespace, partial: Path, files: dict) -> None:
+    """Put what is verified in place: the manifest first, then the snapshot, then the link to it."""
     check_config(partial, args.expected)
     shutil.rmtree(partial / ".cache", ignore_errors=True)
+    for name in files:
+        os.chmod(partial / name, 0o644)
+        os.utime(partial / name, ns=(MTIME, MTIME))
+    final = args.path.parent / f"snapshot-{args.commit}"
+    manifest = {"repository": args.repository, "commit": args.commit, "files": files}
     replace(final.with_suffix(".json"), json.dumps(manifest, indent=1, sort_keys=True))
     if final.exists():
-        shutil.rmtree(old := model / f".old-{args.commit}", ignore_errors=True)
+        shutil.rmtree(old := final.with_name(f".old-{args.commit}"), ignore_errors=True)
         final.rename(old)
         partial.rename(final)
         shutil.rmtree(old)
     else:
         partial.rename(final)
     link(args.path, final.name)
-    return 0
 
 
 def status(args: argparse.Namespace) -> int:
@@ -116,15 +129,15 @@ def snapshot_problem(path: Path, commit: str) -> str | None:
     if not path.is_symlink() or os.readlink(path) != final.name:
         return "another commit is in place"
     try:
-        manifest = json.loads(final.with_suffix(".json").read_text())
+        files = json.loads(final.with_suffix(".json").read_text())["files"]
     except (FileNotFoundError, ValueError):
         return "its manifest is missing or torn"
-    for name, seen in manifest.items():
+    for name, seen in files.items():
         try:
             now = (final / name).stat()
         except FileNotFoundError:
             return f"{name} is missing"
-        if (now.st_size, now.st_mtime_ns) != (seen["size"], seen["mtime_ns"]):
+        if (now.st_size, now.st_mtime_ns) != (seen["size"], MTIME):
             return f"{name} changed since it was verified"
     return None
 
@@ -209,16 +222,14 @@ def download(args: argparse.Namespace, partial: Path, names: list[str]) -> None:
 
 
 def verify(partial: Path, wanted: dict) -> dict:
-    """Check every file against the hub's checksum; returns the manifest."""
+    """Check every file against the hub's checksum; returns the manifest's files."""
 
     def entry(name: str) -> tuple[str, dict]:
         path = partial / name
         if not right(path, wanted[name]):
             raise StageError(f"{name}: its checksum is not the hub's; run it again")
-        os.chmod(path, 0o644)
-        seen = path.stat()
         digest = sha256(path) if wanted[name].lfs is None else wanted[name].lfs.sha256
-        return name, {"size": seen.st_size, "sha256": digest, "mtime_ns": seen.st_mtime_ns}
+        return name, {"size": wanted[name].size, "sha256": digest}
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return dict(pool.map(entry, wanted))

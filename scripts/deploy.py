@@ -52,14 +52,14 @@ def deploy(
     words += ["--dry"] if dry else [] if diff else ["-y"]
     words += ["--diff"] if diff else []
     words += ["--fail-percent", "0"]
-    for option, values in (("--limit", limit), ("--data", map(_absolute, data))):
+    for option, values in (("--limit", limit), ("--data", map(absolute, data))):
         for value in values:
             words += [option, value]
     runner.run(words)
     click.secho(f"{name}: done in {time.monotonic() - started:.0f} s", fg="green", err=True)
 
 
-def _absolute(one: str) -> str:
+def absolute(one: str) -> str:
     """A folder to serve, from the repository's point of view: pyinfra runs there."""
     from models import source
 

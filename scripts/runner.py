@@ -42,7 +42,7 @@ def deploy_path(name: str) -> str:
 
 
 #: Modules of deploys/ that playbooks share, and what other commands run.
-NOT_PLAYBOOKS = ("cluster", "settings", "journals", "units", "unlock")
+NOT_PLAYBOOKS = ("cluster", "settings", "journals", "snapshots", "units", "unlock")
 
 
 #: When it is only in pyinfra's own words.

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 import models
 from scripts.cli import main
-from scripts.deploy import _absolute
+from scripts.deploy import absolute
 
 REPOSITORY = Path(__file__).parents[1]
 CACHE = Path(tempfile.mkdtemp(prefix="rackserve-test-"))
@@ -64,6 +64,7 @@ COMMANDS = {
     ("status",): ["--inventory", "--json"],
     ("logs",): ["--inventory", "--part", "--lines"],
     ("chat",): ["--inventory", "--max-tokens", "--temperature", "QUESTION"],
+    ("stage",): ["--inventory", "--list", "--verify", "--prune", "--revision", "--dry", "MODEL"],
     ("lab",): [
         "up",
         "down",
@@ -299,6 +300,6 @@ def test_a_folder_to_deploy_is_where_the_user_is(tmp_path, monkeypatch):
     (tmp_path / "tiny-llama").mkdir()
     (tmp_path / "mine").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert _absolute("model=mine") == f"model={tmp_path}/mine"
+    assert absolute("model=mine") == f"model={tmp_path}/mine"
     for one in ("model=tiny-llama", "model=org/m", "weights_path=mine", "context=1"):
-        assert _absolute(one) == one
+        assert absolute(one) == one

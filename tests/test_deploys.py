@@ -44,6 +44,7 @@ STAGE_WEIGHTS = """\
 Check that the host is fit
 Hold the lock
 The lock is held
+Weights | Install snapshots.py
 Weights | Install stage.py
 Resolve HuggingFaceTB/SmolLM2-135M-Instruct
 The commit is known

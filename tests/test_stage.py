@@ -384,3 +384,69 @@ def test_a_snapshot_that_is_in_place_stays_until_another_is_whole(node):
     other = node.commit(revision="v1")
     assert node.refused("fetch", commit=other)  # its config has one layer, not two
     assert node.problem() is None
+
+
+def kept(node, action, *words):
+    """A run over all that is on the node, and what it printed."""
+    command = [sys.executable, SCRIPT, action, "--path", node.folder, *words]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=60)
+
+
+def on(node):
+    return {one["commit"]: one for one in json.loads(kept(node, "list").stdout)}
+
+
+def test_what_is_there_is_listed_with_its_revision_size_and_when_it_was_verified(node):
+    assert on(node) == {}
+    before = time.time()
+    node.staged()
+    (one,) = on(node).values()
+    assert (one["repository"], one["commit"], one["revisions"]) == (OPEN, node.commit(), ["main"])
+    assert one["bytes"] == sum((node.path / name).stat().st_size for name in FILES) and one["files"] == 3
+    assert before - 1 < one["verified"] < time.time() + 1 and one["problem"] is None
+    damaged(node.path / SHARD)
+    assert on(node)[node.commit()]["problem"] == f"{SHARD} changed since it was verified"
+
+
+def test_the_manifest_is_the_same_wherever_it_is_made(hub, tmp_path):
+    nodes = [Node(hub, tmp_path / name).staged() for name in "ab"]
+    one, other = ((node.model / f"snapshot-{node.commit()}.json").read_text() for node in nodes)
+    assert one == other and json.loads(one)["commit"] == nodes[0].commit()
+
+
+def test_verifying_finds_what_no_look_at_size_and_time_does_and_staging_mends_it(node):
+    node.staged()
+    assert kept(node, "verify").returncode == 0
+    seen = (node.path / SHARD).stat()
+    damaged(node.path / SHARD)
+    os.utime(node.path / SHARD, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+    assert node.problem() is None
+    done = kept(node, "verify")
+    place = f"lab--open/snapshot-{node.commit()}/{SHARD}"
+    assert (done.returncode, done.stderr) == (
+        1, f"not what was verified: {place}; run the deploy stage_weights\n",
+    )  # fmt: skip
+    with node.fetched() as names:
+        node.staged()
+    assert names == [SHARD] and kept(node, "verify").returncode == 0
+
+
+def test_verifying_is_remembered(node):
+    node.staged()
+    manifest = node.model / f"snapshot-{node.commit()}.json"
+    os.utime(manifest, (1, 1))
+    kept(node, "verify")
+    assert on(node)[node.commit()]["verified"] > time.time() - 60
+
+
+def test_old_snapshots_are_excess_and_what_a_revision_means_is_not(node):
+    node.staged()
+    other = node.commit(revision="v1")
+    node.staged(commit=other, expected={"num_hidden_layers": 1})
+    (node.model / ".partial-x").mkdir()
+    excess = {one["folder"].split("/")[1]: one["bytes"] for one in json.loads(kept(node, "excess").stdout)}
+    assert set(excess) == {f"snapshot-{node.commit()}", ".partial-x"}
+    assert excess[f"snapshot-{node.commit()}"] == on(node)[node.commit()]["bytes"]
+    assert json.loads(kept(node, "excess", "--keep", 2).stdout)[0]["folder"].endswith(".partial-x")
+    os.unlink(node.path)
+    assert len(json.loads(kept(node, "excess", "--keep", 0).stdout)) == 3

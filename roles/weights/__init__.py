@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pyinfra import host, state
 from pyinfra.api import Host, QuoteString, StringCommand, deploy, operation
@@ -18,10 +18,12 @@ from pyinfra.operations import files
 from models.model import Model
 from roles import remote
 
-from .facts import INSTALLED, Commit, FolderProblem, Snapshot
+from .facts import INSTALLED, Commit, Excess, FolderProblem, Snapshot
+from .facts import Snapshots as Snapshots
 
 ROOT = "/var/lib/rackserve/weights"
-SCRIPT = Path(__file__).with_name("stage.py")
+#: What runs on a node: stage.py, and what it imports.
+SCRIPTS = ("snapshots.py", "stage.py")
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,14 @@ def expected(model: Model) -> str:
 
 @deploy("Weights")
 def tool() -> None:
-    """The script that runs on the node."""
-    files.put(name="Install stage.py", src=str(SCRIPT), dest=INSTALLED, mode="644")
+    """The scripts that run on the node."""
+    for script in host.loop(SCRIPTS):
+        files.put(
+            name=f"Install {script}",
+            src=str(Path(__file__).with_name(script)),
+            dest=str(PurePosixPath(INSTALLED).with_name(script)),
+            mode="644",
+        )
 
 
 @operation()
@@ -105,6 +113,31 @@ def usable(python: str, folder: str, model: Model) -> Iterator[StringCommand]:
         yield remote.failure(host, problem)
         return
     host.noop(f"{folder} holds {model.name}")
+
+
+@operation()
+def verified(python: str, repository: str | None = None) -> Iterator[StringCommand]:
+    """Every byte of what is staged read again; fails where a file is not what was verified."""
+    if state.is_executing:
+        words = [python, INSTALLED, "verify", "--path", ROOT]
+        words += ["--repository", repository] if repository else []
+        right, _, wrong = remote.run(host, *words, **remote.arguments(host))
+        if not right:
+            yield remote.failure(host, wrong or "could not be verified")
+            return
+    host.noop("verified")
+
+
+@operation()
+def pruned(python: str, keep: int) -> Iterator[StringCommand]:
+    """Only the last `keep` snapshots of each repository, and those that a revision means."""
+    excess = host.get_fact(Excess, python=python, root=ROOT, keep=keep)
+    if not excess:
+        host.noop("there is nothing to remove")
+    for one in excess:
+        host.log(f"{one['folder']}: frees {one['bytes'] / 1e9:.2f} GB")
+        folder = f"{ROOT}/{one['folder']}"
+        yield StringCommand("rm", "-rf", QuoteString(folder), QuoteString(f"{folder}.json"))
 
 
 def _stage(python: str, action: str, model: Model, hub: Hub, *more: str) -> StringCommand:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import PurePosixPath
+from typing import Any
 
 from pyinfra.api import FactBase
 
@@ -30,8 +31,7 @@ class Snapshot(FactBase["str | None"]):
     """Why that commit is not in place at a path; None when it is, whole and unchanged."""
 
     def command(self, python: str, path: str, commit: str) -> str:
-        words = (python, INSTALLED, "status", "--path", path, "--commit", commit)
-        return f"test ! -e {python} -o ! -e {INSTALLED} || {shlex.join(words)}"
+        return _if_installed(python, "status", "--path", path, "--commit", commit)
 
     def process(self, output: list[str]) -> str | None:
         return json.loads("".join(output))["problem"]
@@ -54,3 +54,29 @@ class FolderProblem(FactBase[str]):
     @staticmethod
     def default() -> str:
         return ""
+
+
+class Snapshots(FactBase["list[dict[str, Any]]"]):
+    """What is published on this host: repository, commit, revisions, bytes, verified (epoch), problem."""
+
+    def command(self, python: str, root: str) -> str:
+        return _if_installed(python, "list", "--path", root)
+
+    def process(self, output: list[str]) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads("".join(output))
+        return found
+
+    @staticmethod
+    def default() -> list[dict[str, Any]]:
+        return []
+
+
+class Excess(Snapshots):
+    """What of it could go: folder and bytes of snapshots but the last `keep`, and of broken-off runs."""
+
+    def command(self, python: str, root: str, keep: int) -> str:  # type: ignore[override]
+        return _if_installed(python, "excess", "--path", root, "--keep", str(keep))
+
+
+def _if_installed(python: str, *words: str) -> str:
+    return f"test ! -e {python} -o ! -e {INSTALLED} || {shlex.join((python, INSTALLED, *words))}"

@@ -4,6 +4,9 @@
     stage.py fetch   --repository ... --commit SHA --path LINK --expected JSON
     stage.py status  --path LINK --commit SHA
     stage.py folder  --path FOLDER --expected JSON
+    stage.py list    --path ROOT                             what is there, as JSON
+    stage.py verify  --path ROOT [--repository ORG/NAME]     read it all again; what is wrong is marked
+    stage.py excess  --path ROOT --keep N                    what older than the last N, and not linked to
 
 A token comes by stdin when --token-stdin is given. Errors are one line on stderr, exit
 code 1. A snapshot appears at its final path whole and verified, or not at all:
@@ -30,20 +33,15 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-#: Nanoseconds since the epoch: when all files of a snapshot were last written, so that the manifest is
-#: the same on all nodes, and a file that is written to later is seen without reading it.
-MTIME = 946_684_800 * 10**9  # 2000
-
-
-class StageError(Exception):
-    """One line for a person."""
+import snapshots
+from snapshots import MTIME, StageError, sha256
 
 
 def main() -> int:
     args = arguments().parse_args()
     args.token = sys.stdin.readline().strip() if args.token_stdin else None
     try:
-        return {"resolve": resolve, "fetch": fetch, "status": status, "folder": folder}[args.action](args)
+        return ACTIONS[args.action](args)
     except StageError as error:
         print(error, file=sys.stderr)
     except OSError as error:
@@ -55,7 +53,7 @@ def main() -> int:
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser()
-    parser.add_argument("action", choices=("resolve", "fetch", "status", "folder"))
+    parser.add_argument("action", choices=ACTIONS)
     parser.add_argument("--path", type=Path, required=True)
     parser.add_argument("--repository")
     parser.add_argument("--revision")
@@ -63,6 +61,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--endpoint")
     parser.add_argument("--expected", type=json.loads, default={})
     parser.add_argument("--ignore", action="append", default=[])
+    parser.add_argument("--keep", type=int, default=1)
     parser.add_argument("--token-stdin", action="store_true")
     return parser
 
@@ -100,7 +99,7 @@ def publish(args: argparse.Namespace, partial: Path, files: dict) -> None:
         os.utime(partial / name, ns=(MTIME, MTIME))
     final = args.path.parent / f"snapshot-{args.commit}"
     manifest = {"repository": args.repository, "commit": args.commit, "files": files}
-    replace(final.with_suffix(".json"), json.dumps(manifest, indent=1, sort_keys=True))
+    replace(snapshots.manifest(final), json.dumps(manifest, indent=1, sort_keys=True))
     if final.exists():
         shutil.rmtree(old := final.with_name(f".old-{args.commit}"), ignore_errors=True)
         final.rename(old)
@@ -112,34 +111,28 @@ def publish(args: argparse.Namespace, partial: Path, files: dict) -> None:
 
 
 def status(args: argparse.Namespace) -> int:
-    print(json.dumps({"problem": snapshot_problem(args.path, args.commit)}))
+    print(json.dumps({"problem": snapshots.problem(args.path, args.commit)}))
+    return 0
+
+
+def published(args: argparse.Namespace) -> int:
+    print(json.dumps(list(snapshots.published(args.path))))
+    return 0
+
+
+def verified(args: argparse.Namespace) -> int:
+    snapshots.verify(args.path, args.repository)
+    return 0
+
+
+def excess(args: argparse.Namespace) -> int:
+    print(json.dumps(snapshots.excess(args.path, args.keep)))
     return 0
 
 
 def folder(args: argparse.Namespace) -> int:
     check_config(args.path, args.expected)
     return 0
-
-
-def snapshot_problem(path: Path, commit: str) -> str | None:
-    """Why the snapshot behind `path` is not that commit, whole and unchanged; None when it is."""
-    final = path.parent / f"snapshot-{commit}"
-    if not commit or not final.exists():
-        return "not staged yet"
-    if not path.is_symlink() or os.readlink(path) != final.name:
-        return "another commit is in place"
-    try:
-        files = json.loads(final.with_suffix(".json").read_text())["files"]
-    except (FileNotFoundError, ValueError):
-        return "its manifest is missing or torn"
-    for name, seen in files.items():
-        try:
-            now = (final / name).stat()
-        except FileNotFoundError:
-            return f"{name} is missing"
-        if (now.st_size, now.st_mtime_ns) != (seen["size"], MTIME):
-            return f"{name} changed since it was verified"
-    return None
 
 
 def ask_hub(args: argparse.Namespace, revision: str):
@@ -245,14 +238,6 @@ def right(path: Path, file) -> bool:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == file.blob_id
 
 
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def check_config(path: Path, expected: dict) -> None:
     """Compare config.json with the numbers that the model's file promises."""
     file = path / "config.json"
@@ -290,6 +275,12 @@ def link(path: Path, target: str) -> None:
     new.unlink(missing_ok=True)
     new.symlink_to(target)
     new.replace(path)
+
+
+ACTIONS = {
+    "resolve": resolve, "fetch": fetch, "status": status, "folder": folder,
+    "list": published, "verify": verified, "excess": excess,
+}  # fmt: skip
 
 
 if __name__ == "__main__":

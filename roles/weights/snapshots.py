@@ -1,0 +1,122 @@
+"""Runs on a node, beside stage.py: what is published there, and whether it still is what was verified."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+#: Nanoseconds since the epoch: when all files of a snapshot were last written, so that the manifest is
+#: the same on all nodes, and a file that is written to later is seen without reading it.
+MTIME = 946_684_800 * 10**9  # 2000
+
+
+class StageError(Exception):
+    """One line for a person."""
+
+
+def verify(root: Path, repository: str | None) -> None:
+    """Hash every file again. A wrong one gets a new time, so that the next staging replaces it."""
+    wrong = []
+    for one in published(root):
+        if repository in (None, one["repository"]):
+            folder = root / one["folder"]
+            bad = differing(folder, json.loads(manifest(folder).read_text())["files"])
+            for name in bad:
+                if (folder / name).exists():
+                    os.utime(folder / name)
+            if not bad:
+                os.utime(manifest(folder))
+            wrong += [f"{one['folder']}/{name}" for name in bad]
+    if wrong:
+        raise StageError(f"not what was verified: {', '.join(wrong)}; run the deploy stage_weights")
+
+
+def differing(folder: Path, files: dict[str, Any]) -> list[str]:
+    """The files that are not of the size and checksum that the manifest says."""
+
+    def differs(name: str) -> bool:
+        path, file = folder / name, files[name]
+        return not path.is_file() or path.stat().st_size != file["size"] or sha256(path) != file["sha256"]
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return [name for name, wrong in zip(files, pool.map(differs, files), strict=True) if wrong]
+
+
+def excess(root: Path, keep: int) -> list[dict[str, Any]]:
+    """Snapshots that no revision links to, but for the last of each repository; what runs broke off."""
+    kept: dict[str, int] = {}
+    found = []
+    for one in sorted(published(root), key=lambda one: one["verified"], reverse=True):
+        kept[one["repository"]] = kept.get(one["repository"], 0) + 1
+        if kept[one["repository"]] > keep and not one["revisions"]:
+            found.append({"folder": one["folder"], "bytes": one["bytes"]})
+    for left in sorted([*root.glob("*/.partial-*"), *root.glob("*/.old-*")]):
+        used = sum(file.stat().st_blocks * 512 for file in left.rglob("*") if file.is_file())
+        found.append({"folder": str(left.relative_to(root)), "bytes": used})
+    return found
+
+
+def manifest(folder: Path) -> Path:
+    """Beside the snapshot, not in it: vLLM is given the folder."""
+    return folder.with_name(f"{folder.name}.json")
+
+
+def published(root: Path) -> Iterator[dict[str, Any]]:
+    """What is under a root: its repository, commit, size and problem, and when it was verified."""
+    for file in sorted(root.glob("*/snapshot-*.json")):
+        folder, seen = file.with_suffix(""), file.stat().st_mtime
+        try:
+            said = json.loads(file.read_text())
+            files = said["files"]
+        except (ValueError, KeyError):
+            continue  # torn: the next staging makes it anew
+        links = [link for link in folder.parent.iterdir() if link.is_symlink()]
+        yield {
+            "repository": said["repository"], "commit": said["commit"],
+            "folder": str(folder.relative_to(root)),
+            "revisions": sorted(link.name for link in links if os.readlink(link) == folder.name),
+            "files": len(files), "bytes": sum(file["size"] for file in files.values()),
+            "verified": seen, "problem": next(filter(None, map(changed(folder), files.items())), None),
+        }  # fmt: skip
+
+
+def changed(folder: Path) -> Callable[[tuple[str, Any]], str | None]:
+    """What a look at a file's size and time says of it, without reading it."""
+
+    def problem(entry: tuple[str, Any]) -> str | None:
+        name, file = entry
+        try:
+            now = (folder / name).stat()
+        except FileNotFoundError:
+            return f"{name} is missing"
+        same = (now.st_size, now.st_mtime_ns) == (file["size"], MTIME)
+        return None if same else f"{name} changed since it was verified"
+
+    return problem
+
+
+def problem(path: Path, commit: str) -> str | None:
+    """Why the snapshot behind `path` is not that commit, whole and unchanged; None when it is."""
+    final = path.parent / f"snapshot-{commit}"
+    if not commit or not final.exists():
+        return "not staged yet"
+    if not path.is_symlink() or os.readlink(path) != final.name:
+        return "another commit is in place"
+    try:
+        files = json.loads(manifest(final).read_text())["files"]
+    except (FileNotFoundError, ValueError):
+        return "its manifest is missing or torn"
+    return next(filter(None, map(changed(final), files.items())), None)
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

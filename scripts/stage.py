@@ -1,0 +1,76 @@
+"""`rackserve stage`: a model's files on every node, and what is there."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+
+import click
+
+from scripts import runner
+from scripts.deploy import absolute, inventory_option
+from scripts.refusal import Refused
+from scripts.status import look
+
+
+@click.command()
+@click.argument("model", required=False)
+@inventory_option
+@click.option("--list", "listing", is_flag=True, help="Show what is where, and when it was verified.")
+@click.option("--verify", is_flag=True, help="Read everything again, and compare it with the checksums.")
+@click.option("--prune", type=click.IntRange(0), metavar="N", help="Keep the last N snapshots of each model.")
+@click.option("--revision", help="A branch, tag or commit of the hub's.")
+@click.option("--dry", is_flag=True, help="Show what would change, and change nothing.")
+@click.option("--json", "as_json", is_flag=True, help="With --list: for machines.")
+def stage(
+    model: str | None,
+    inventory: str,
+    listing: bool,
+    verify: bool,
+    prune: int | None,
+    revision: str | None,
+    dry: bool,
+    as_json: bool,
+) -> None:
+    """Stage MODEL (the inventory's unless given) on every node of its plan, verified.
+
+    A second run changes nothing and reads nothing again; what broke off goes on where it was. What a
+    revision means, and what runs, is never pruned.
+    """
+    if sum((listing, verify, prune is not None)) > 1:
+        raise Refused("--list, --verify and --prune: one at a time")
+    if model and (listing or verify or prune is not None):
+        raise Refused(f"{model}: --list, --verify and --prune are for all that is staged")
+    if listing:
+        _list(inventory, as_json)
+        return
+    deploy, data = "stage_weights", {"model": model, "revision": revision}
+    if verify:
+        deploy, data = "verify_weights", {}
+    elif prune is not None:
+        deploy, data = "prune_weights", {"_keep": prune}
+    words = [runner.inventory_path(inventory), f"deploys/{deploy}.py", "--dry" if dry else "-y"]
+    for key, value in data.items():
+        words += ["--data", absolute(f"{key}={value}")] if value is not None else []
+    runner.run([*words, "--fail-percent", "0"])
+    if not dry:
+        _list(inventory, as_json)
+
+
+def _list(inventory: str, as_json: bool) -> None:
+    seen, trouble = look(inventory, "snapshots")
+    rows = [{"host": host, **one} for host, found in seen.items() for one in found]
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+    elif not rows:
+        click.echo(f"nothing is staged on {', '.join(seen)}")
+    else:
+        for row in rows:
+            when = datetime.fromtimestamp(row["verified"], timezone.utc)
+            click.echo(
+                f"{row['host']:10} {row['repository']:40} {','.join(row['revisions']) or '-':10} "
+                f"{row['commit'][:12]}  {row['bytes'] / 1e9:9.2f} GB  "
+                f"verified {when:%Y-%m-%d %H:%M} UTC  {row['problem'] or ''}".rstrip()
+            )
+    if trouble:
+        raise trouble

@@ -73,13 +73,19 @@ def test_deploys_know_nothing_of_scripts_inventories_or_tests(path):
 
 @pytest.mark.parametrize(
     "path",
-    ["roles/lock/lock.py", "roles/health/probe.py", "roles/weights/stage.py", "roles/replicas/look.py"],
+    [
+        "roles/lock/lock.py",
+        "roles/health/probe.py",
+        "roles/weights/stage.py",
+        "roles/weights/swarm.py",
+        "roles/replicas/look.py",
+    ],
 )
 def test_what_runs_on_a_node_imports_nothing_of_ours(path):
     assert not reaches(Path(path)) & {*OURS, "pyinfra"}
 
 
-@pytest.mark.parametrize("path", ["roles/lock/lock.py", "roles/replicas/look.py"])
+@pytest.mark.parametrize("path", ["roles/lock/lock.py", "roles/replicas/look.py", "roles/weights/swarm.py"])
 def test_what_runs_on_the_systems_python_needs_only_the_standard_library(path):
     import sys
 

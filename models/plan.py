@@ -130,6 +130,11 @@ class Plan:
     model: Model
     replicas: tuple[Replica, ...]
 
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """All that serve, in the inventory's order."""
+        return tuple(dict.fromkeys(host for replica in self.replicas for host in replica.hosts))
+
     def on(self, host: str) -> tuple[Replica, ...]:
         """The replicas that have a part on this host."""
         return tuple(replica for replica in self.replicas if host in replica.hosts)

@@ -25,12 +25,33 @@ def arguments(host: Host) -> dict[str, Any]:
 
 def run(host: Host, *words: str, stdin: str = "", **connection: Any) -> tuple[bool, str, str]:
     """Run a command as it is on the host: (succeeded, stdout, stderr)."""
-    command = StringCommand(*(QuoteString(word) for word in words))
-    if stdin:
-        connection["_stdin"] = stdin
+    return execute(
+        host, StringCommand(*map(QuoteString, words), **({"_stdin": stdin} if stdin else {})), **connection
+    )
+
+
+def execute(host: Host, command: StringCommand, **connection: Any) -> tuple[bool, str, str]:
+    """`run` for a command that is one already."""
     with recall.aside():
-        succeeded, output = host.run_shell_command(command, **connection)
+        succeeded, output = host.run_shell_command(command, **{**connection, **command.connector_arguments})
     return succeeded, output.stdout, output.stderr
+
+
+_shown = 0
+
+
+@contextmanager
+def shown(host: Host) -> Iterator[None]:
+    """What commands print in here is seen as it comes, by whoever watches the run."""
+    global _shown
+    _shown += 1
+    host.state.print_output = True
+    try:
+        yield
+    finally:
+        _shown -= 1
+        if not _shown:  # other hosts may still be at it
+            host.state.print_output = False
 
 
 @contextmanager

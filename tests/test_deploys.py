@@ -45,9 +45,15 @@ Check that the host is fit
 Hold the lock
 The lock is held
 Weights | Install snapshots.py
+Weights | Install swarm.py
+Weights | Install spread.py
 Weights | Install stage.py
 Resolve HuggingFaceTB/SmolLM2-135M-Instruct
 The commit is known
+Look for room
+There is room everywhere
+Download HuggingFaceTB/SmolLM2-135M-Instruct
+A host has the weights
 Stage HuggingFaceTB/SmolLM2-135M-Instruct
 Every replica has its weights
 """.splitlines()

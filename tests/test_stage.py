@@ -56,7 +56,7 @@ class Node:
                  "--expected", json.dumps(expected or EXPECTED)]  # fmt: skip
         words += ["--commit", commit or self.commit(repository, revision)] if action != "resolve" else []
         words += [word for pattern in ignore for word in ("--ignore", pattern)]
-        return [str(word) for word in words] + (["--token-stdin"] if token else [])
+        return [str(word) for word in words] + (["--stdin"] if token else [])
 
     def commit(self, repository=OPEN, revision="main"):
         return self.hub.api.model_info(repository, revision=revision).sha
@@ -70,7 +70,7 @@ class Node:
         """(succeeded, stdout, stderr)."""
         done = subprocess.run(
             self.command(action, token=token, **options),
-            input=f"{token}\n" if token else "", env=self.environment,
+            input=json.dumps({"token": token}) if token else "", env=self.environment,
             capture_output=True, text=True, timeout=60,
         )  # fmt: skip
         assert done.returncode in (0, 1), done.stderr
@@ -120,7 +120,8 @@ def node(hub, tmp_path):
 def test_resolve_records_the_commit_of_the_revision(node):
     assert node("resolve") == (True, "", "")
     record = node.model / "commits" / "main"
-    assert record.read_text().strip() == node.commit()
+    size = sum((node.hub.root / OPEN / name).stat().st_size for name in FILES)
+    assert record.read_text() == f"{node.commit()} {size}\n"
 
 
 def test_fetch_puts_every_file_in_place_and_status_is_content(node, hub):
@@ -450,3 +451,83 @@ def test_old_snapshots_are_excess_and_what_a_revision_means_is_not(node):
     assert json.loads(kept(node, "excess", "--keep", 2).stdout)[0]["folder"].endswith(".partial-x")
     os.unlink(node.path)
     assert len(json.loads(kept(node, "excess", "--keep", 0).stdout)) == 3
+
+
+def free_ports(count):
+    opened = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in opened]
+    for one in opened:
+        one.close()
+    return ports
+
+
+def joined(nodes, seeds=1):
+    """Every node's `stage.py join`, at once: what each said, when all have ended."""
+    commit, names = nodes[0].commit(), [f"127.0.0.1:{port}" for port in free_ports(len(nodes))]
+    files = json.loads((nodes[0].model / f"snapshot-{commit}.json").read_text())["files"]
+    said = {"files": files, "secret": "s3cret", "nodes": names, "seeds": names[:seeds], "grace": 3}
+    runs = [
+        subprocess.Popen(
+            [*node.command("join"), "--stdin"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for node in nodes
+    ]  # fmt: skip
+    for run, name in zip(runs, names, strict=True):
+        run.stdin.write(json.dumps({**said, "me": name}))
+        run.stdin.close()
+        run.stdin = None
+    return [(run.communicate(timeout=60), run.returncode) for run in runs]
+
+
+def test_nodes_take_it_from_one_that_has_it_and_the_hub_is_not_asked(hub, tmp_path):
+    nodes = [Node(hub, tmp_path / name) for name in "abc"]
+    nodes[0].staged()
+    with nodes[0].fetched() as names:
+        for (_, err), code in joined(nodes):
+            assert (code, err) == (0, "")
+    assert names == []
+    manifests = {(node.model / f"snapshot-{node.commit()}.json").read_text() for node in nodes}
+    assert len(manifests) == 1 and {node.problem() for node in nodes} == {None}
+    for node in nodes:
+        assert {name: sha256(node.path / name) for name in FILES} == {
+            name: sha256(nodes[0].path / name) for name in FILES
+        }
+    assert json.loads(kept(nodes[1], "excess", "--keep", 1).stdout) == []
+
+
+def test_a_file_that_is_wrong_is_taken_from_a_node(hub, tmp_path):
+    nodes = [Node(hub, tmp_path / name).staged() for name in "ab"]
+    damaged(nodes[1].path / SHARD)
+    with nodes[0].fetched() as names:
+        assert [code for _, code in joined(nodes)] == [0, 0]
+    assert names == [] and nodes[1].problem() is None and kept(nodes[1], "verify").returncode == 0
+
+
+def test_a_snapshot_that_contradicts_the_catalogue_is_not_published(hub, tmp_path):
+    nodes = [Node(hub, tmp_path / name) for name in "ab"]
+    nodes[0].staged()
+    command = nodes[1].command
+    nodes[1].command = lambda action, **options: command(action, expected={"num_hidden_layers": 9})
+    (_, ((_, err), code)) = joined(nodes)
+    assert code == 1 and "contradicts the catalogue: num_hidden_layers is 2 there and 9" in err
+    assert nodes[1].problem() == "not staged yet"
+
+
+def test_what_an_earlier_run_left_running_is_ended(hub, tmp_path):
+    """Its connection was cut, it did not notice: it waits for a seed, and holds the port."""
+    nodes = [Node(hub, tmp_path / name) for name in "ab"]
+    nodes[0].staged()
+    (port,) = free_ports(1)
+    files = json.loads((nodes[0].model / f"snapshot-{nodes[0].commit()}.json").read_text())["files"]
+    me = f"127.0.0.1:{port}"
+    said = {"files": files, "secret": "x", "nodes": [me], "seeds": ["127.0.0.1:9"], "me": me}
+    left = subprocess.Popen([*nodes[1].command("join"), "--stdin"], stdin=subprocess.PIPE, text=True)
+    left.stdin.write(json.dumps(said))
+    left.stdin.close()
+    deadline = time.monotonic() + 30
+    while not (nodes[1].folder / ".spreading").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    assert [code for _, code in joined(nodes)] == [0, 0]
+    assert left.wait(timeout=30) != 0 and nodes[1].problem() is None

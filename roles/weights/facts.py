@@ -11,6 +11,9 @@ from pyinfra.api import FactBase
 
 INSTALLED = "/opt/rackserve/libexec/stage.py"
 
+#: What `stage.py status` says of a snapshot of which nothing is published.
+ABSENT = "not staged yet"
+
 
 class Commit(FactBase[str]):
     """The commit that this host recorded for the revision of a model's path."""
@@ -20,11 +23,52 @@ class Commit(FactBase[str]):
         return f"cat {shlex.quote(str(link.parent / 'commits' / link.name))} 2>/dev/null || true"
 
     def process(self, output: list[str]) -> str:
-        return "".join(output).strip()
+        return "".join(output).partition(" ")[0].strip()
 
     @staticmethod
     def default() -> str:
         return ""
+
+
+class Size(Commit, FactBase[int]):  # type: ignore[misc]
+    """The bytes of that commit's files; 0 when none was recorded."""
+
+    def process(self, output: list[str]) -> int:  # type: ignore[override]
+        return int("".join(output).partition(" ")[2] or 0)
+
+    @staticmethod
+    def default() -> int:  # type: ignore[override]
+        return 0
+
+
+class Room(FactBase[int]):
+    """Bytes free for a commit's snapshot, with what is there of it from a run that broke off."""
+
+    def command(self, path: str, commit: str) -> str:
+        partial = PurePosixPath(path).with_name(f".partial-{commit}")
+        folder = shlex.quote(str(partial.parent))
+        return (
+            f"mkdir -p {folder}; df --output=avail -B1 {folder} | tail -1; "
+            f"du -s -B1 {shlex.quote(str(partial))} 2>/dev/null || true"
+        )
+
+    def process(self, output: list[str]) -> int:
+        return sum(int(line.split()[0]) for line in output)
+
+    @staticmethod
+    def default() -> int:
+        return 0
+
+
+class Files(FactBase["dict[str, dict[str, Any]]"]):
+    """The files of a snapshot that is in place, from its manifest: {name: {size, sha256}}."""
+
+    def command(self, path: str, commit: str) -> str:
+        return f"cat {shlex.quote(str(PurePosixPath(path).with_name(f'snapshot-{commit}.json')))}"
+
+    def process(self, output: list[str]) -> dict[str, dict[str, Any]]:
+        files: dict[str, dict[str, Any]] = json.loads("\n".join(output))["files"]
+        return files
 
 
 class Snapshot(FactBase["str | None"]):
@@ -38,7 +82,7 @@ class Snapshot(FactBase["str | None"]):
 
     @staticmethod
     def default() -> str:
-        return "not staged yet"
+        return ABSENT
 
 
 class FolderProblem(FactBase[str]):

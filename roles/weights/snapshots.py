@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,86 @@ MTIME = 946_684_800 * 10**9  # 2000
 
 class StageError(Exception):
     """One line for a person."""
+
+
+def place(link: Path, commit: str) -> Path:
+    """Where a commit's snapshot is, once it is whole."""
+    return link.with_name(f"snapshot-{commit}")
+
+
+def begun(link: Path, commit: str) -> Path:
+    """The folder in which the snapshot is made, with what is there of it already."""
+    final, partial = place(link, commit), link.with_name(f".partial-{commit}")
+    if final.exists() and not partial.exists():
+        # Something in it changed: keep what is right, fetch the rest, and serve on meanwhile.
+        shutil.copytree(final, partial, copy_function=os.link)
+    partial.mkdir(parents=True, exist_ok=True)
+    return partial
+
+
+def publish(link: Path, repository: str, commit: str, files: Mapping[str, Any]) -> None:
+    """Put what is verified in place: the manifest first, then the snapshot, then the link to it."""
+    final, partial = place(link, commit), link.with_name(f".partial-{commit}")
+    shutil.rmtree(partial / ".cache", ignore_errors=True)
+    for name in files:
+        os.chmod(partial / name, 0o644)
+        os.utime(partial / name, ns=(MTIME, MTIME))
+        with (partial / name).open("rb") as file:
+            os.fsync(file.fileno())
+    said = {"repository": repository, "commit": commit, "files": files}
+    replace(manifest(final), json.dumps(said, indent=1, sort_keys=True))
+    if final.exists():
+        shutil.rmtree(old := final.with_name(f".old-{commit}"), ignore_errors=True)
+        final.rename(old)
+        partial.rename(final)
+        shutil.rmtree(old)
+    else:
+        partial.rename(final)
+    relink(link, final.name)
+
+
+def check_space(partial: Path, wanted: Mapping[str, int]) -> None:
+    """Room for files of these bytes, beside what there is of them; a hole takes none."""
+    there = (partial / name for name in wanted if (partial / name).exists())
+    needed = sum(wanted.values()) - sum(file.stat().st_blocks * 512 for file in there)
+    free = shutil.disk_usage(partial).free
+    if needed > free:
+        raise StageError(f"{partial.parent}: {megabytes(needed)} needed, {megabytes(free)} free")
+
+
+def check_config(path: Path, expected: Mapping[str, Any]) -> None:
+    """Compare config.json with the numbers that the model's file promises."""
+    file = path / "config.json"
+    if not file.is_file():
+        raise StageError(f"{path} has no config.json: not a model folder")
+    try:
+        config = json.loads(file.read_text())
+    except ValueError:
+        raise StageError(f"{file} is no JSON: not a model folder") from None
+    wrong = [
+        f"{key} is {config.get(key)} there and {value} in the model's file"
+        for key, value in expected.items()
+        if config.get(key) != value
+    ]
+    if wrong:
+        raise StageError(f"{file} contradicts the catalogue: {'; '.join(wrong)}")
+
+
+def megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
+def replace(path: Path, text: str) -> None:
+    new = path.with_name(path.name + ".new")
+    new.write_text(text)
+    new.replace(path)
+
+
+def relink(path: Path, target: str) -> None:
+    new = path.with_name(f".{path.name}.new")
+    new.unlink(missing_ok=True)
+    new.symlink_to(target)
+    new.replace(path)
 
 
 def verify(root: Path, repository: str | None) -> None:
@@ -102,7 +183,7 @@ def changed(folder: Path) -> Callable[[tuple[str, Any]], str | None]:
 
 def problem(path: Path, commit: str) -> str | None:
     """Why the snapshot behind `path` is not that commit, whole and unchanged; None when it is."""
-    final = path.parent / f"snapshot-{commit}"
+    final = place(path, commit)
     if not commit or not final.exists():
         return "not staged yet"
     if not path.is_symlink() or os.readlink(path) != final.name:

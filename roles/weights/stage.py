@@ -2,14 +2,16 @@
 
     stage.py resolve --repository ORG/NAME --revision REV --path LINK
     stage.py fetch   --repository ... --commit SHA --path LINK --expected JSON
+    stage.py join    --repository ... --commit SHA --path LINK --expected JSON
     stage.py status  --path LINK --commit SHA
     stage.py folder  --path FOLDER --expected JSON
     stage.py list    --path ROOT                             what is there, as JSON
     stage.py verify  --path ROOT [--repository ORG/NAME]     read it all again; what is wrong is marked
     stage.py excess  --path ROOT --keep N                    what older than the last N, and not linked to
 
-A token comes by stdin when --token-stdin is given. Errors are one line on stderr, exit
-code 1. A snapshot appears at its final path whole and verified, or not at all:
+Secrets come by stdin, as JSON, when --stdin is given: `token` for the hub; and for `join` its `secret`,
+with `me`, `nodes` and `seeds` (host:port) and the `files` of the manifest. Errors are one line on stderr,
+exit code 1. A snapshot appears at its final path whole and verified, or not at all:
 
     <org>--<name>/commits/<revision>     the commit a revision was resolved to
     <org>--<name>/.partial-<commit>/     while it is fetched; a next run resumes it
@@ -27,19 +29,19 @@ import glob
 import hashlib
 import json
 import os
-import shutil
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import snapshots
-from snapshots import MTIME, StageError, sha256
+import spread
+from snapshots import StageError, sha256
 
 
 def main() -> int:
     args = arguments().parse_args()
-    args.token = sys.stdin.readline().strip() if args.token_stdin else None
+    args.said = json.load(sys.stdin) if args.stdin else {}
     try:
         return ACTIONS[args.action](args)
     except StageError as error:
@@ -62,7 +64,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--expected", type=json.loads, default={})
     parser.add_argument("--ignore", action="append", default=[])
     parser.add_argument("--keep", type=int, default=1)
-    parser.add_argument("--token-stdin", action="store_true")
+    parser.add_argument("--stdin", action="store_true")
     return parser
 
 
@@ -70,44 +72,26 @@ def resolve(args: argparse.Namespace) -> int:
     info = ask_hub(args, args.revision)
     record = args.path.parent / "commits" / args.path.name
     record.parent.mkdir(parents=True, exist_ok=True)
-    replace(record, info.sha + "\n")
+    size = sum(file.size for file in info.siblings if not ignored(file.rfilename, args.ignore))
+    snapshots.replace(record, f"{info.sha} {size}\n")
     return 0
 
 
 def fetch(args: argparse.Namespace) -> int:
-    model = args.path.parent
-    final = model / f"snapshot-{args.commit}"
-    partial = model / f".partial-{args.commit}"
-    wanted = wanted_files(args)
-    if final.exists() and not partial.exists():
-        # Something in it changed: keep what is right, fetch the rest, and serve on meanwhile.
-        shutil.copytree(final, partial, copy_function=os.link)
+    partial, wanted = snapshots.begun(args.path, args.commit), wanted_files(args)
     drop_wrong(partial, wanted)
     missing = {name: file for name, file in wanted.items() if not (partial / name).exists()}
-    check_space(partial, missing)
+    snapshots.check_space(partial, {name: file.size for name, file in missing.items()})
     download(args, partial, list(missing))
-    publish(args, partial, verify(partial, wanted))
+    files = verify(partial, wanted)
+    snapshots.check_config(partial, args.expected)
+    snapshots.publish(args.path, args.repository, args.commit, files)
     return 0
 
 
-def publish(args: argparse.Namespace, partial: Path, files: dict) -> None:
-    """Put what is verified in place: the manifest first, then the snapshot, then the link to it."""
-    check_config(partial, args.expected)
-    shutil.rmtree(partial / ".cache", ignore_errors=True)
-    for name in files:
-        os.chmod(partial / name, 0o644)
-        os.utime(partial / name, ns=(MTIME, MTIME))
-    final = args.path.parent / f"snapshot-{args.commit}"
-    manifest = {"repository": args.repository, "commit": args.commit, "files": files}
-    replace(snapshots.manifest(final), json.dumps(manifest, indent=1, sort_keys=True))
-    if final.exists():
-        shutil.rmtree(old := final.with_name(f".old-{args.commit}"), ignore_errors=True)
-        final.rename(old)
-        partial.rename(final)
-        shutil.rmtree(old)
-    else:
-        partial.rename(final)
-    link(args.path, final.name)
+def join(args: argparse.Namespace) -> int:
+    spread.join(args.path, args.repository, args.commit, args.expected, args.said)
+    return 0
 
 
 def status(args: argparse.Namespace) -> int:
@@ -131,7 +115,7 @@ def excess(args: argparse.Namespace) -> int:
 
 
 def folder(args: argparse.Namespace) -> int:
-    check_config(args.path, args.expected)
+    snapshots.check_config(args.path, args.expected)
     return 0
 
 
@@ -139,14 +123,14 @@ def ask_hub(args: argparse.Namespace, revision: str):
     """The hub's account of a repository at a revision, with each file's checksums."""
     from huggingface_hub import HfApi, errors
 
-    api = HfApi(endpoint=args.endpoint, token=args.token or False)
+    api = HfApi(endpoint=args.endpoint, token=args.said.get("token") or False)
     try:
         info = api.model_info(args.repository, revision=revision, files_metadata=True, timeout=30)
         if info.gated:
             api.auth_check(args.repository)  # anyone may list a gated repository, not read it
         return info
     except errors.GatedRepoError:
-        why = "this token has no access to it" if args.token else "no token was given"
+        why = "this token has no access to it" if args.said.get("token") else "no token was given"
         raise StageError(
             f"{args.repository} is gated and {why}: ask for access on the model's page, "
             "then run with HF_TOKEN set"
@@ -156,7 +140,7 @@ def ask_hub(args: argparse.Namespace, revision: str):
     except errors.RepositoryNotFoundError:
         raise StageError(f"no repository {args.repository} (if it is private, set HF_TOKEN)") from None
     except Exception as error:
-        if args.token and getattr(getattr(error, "response", None), "status_code", None) == 401:
+        if args.said.get("token") and getattr(getattr(error, "response", None), "status_code", None) == 401:
             raise StageError(
                 f"the hub at {api.endpoint} does not know this token: correct HF_TOKEN"
             ) from None
@@ -171,14 +155,6 @@ def wanted_files(args: argparse.Namespace) -> dict:
 def ignored(name: str, patterns: list[str]) -> bool:
     # As the client does: `original/` is all that is in it.
     return any(fnmatch.fnmatch(name, f"{p}*" if p.endswith("/") else p) for p in patterns)
-
-
-def check_space(partial: Path, missing: dict) -> None:
-    partial.mkdir(parents=True, exist_ok=True)
-    needed = sum(file.size for file in missing.values())
-    free = shutil.disk_usage(partial).free
-    if needed > free:
-        raise StageError(f"{partial.parent}: {megabytes(needed)} needed, {megabytes(free)} free")
 
 
 def drop_wrong(partial: Path, wanted: dict) -> None:
@@ -204,7 +180,7 @@ def download(args: argparse.Namespace, partial: Path, names: list[str]) -> None:
     try:
         snapshot_download(
             args.repository, revision=args.commit, local_dir=partial, endpoint=args.endpoint,
-            token=args.token or False, allow_patterns=[glob.escape(name) for name in names],
+            token=args.said.get("token") or False, allow_patterns=[glob.escape(name) for name in names],
         )  # fmt: skip
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -238,47 +214,12 @@ def right(path: Path, file) -> bool:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == file.blob_id
 
 
-def check_config(path: Path, expected: dict) -> None:
-    """Compare config.json with the numbers that the model's file promises."""
-    file = path / "config.json"
-    if not file.is_file():
-        raise StageError(f"{path} has no config.json: not a model folder")
-    try:
-        config = json.loads(file.read_text())
-    except ValueError:
-        raise StageError(f"{file} is no JSON: not a model folder") from None
-    wrong = [
-        f"{key} is {config.get(key)} there and {value} in the model's file"
-        for key, value in expected.items()
-        if config.get(key) != value
-    ]
-    if wrong:
-        raise StageError(f"{file} contradicts the catalogue: {'; '.join(wrong)}")
-
-
-def megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"
-
-
 def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def replace(path: Path, text: str) -> None:
-    new = path.with_name(path.name + ".new")
-    new.write_text(text)
-    new.replace(path)
-
-
-def link(path: Path, target: str) -> None:
-    new = path.with_name(f".{path.name}.new")
-    new.unlink(missing_ok=True)
-    new.symlink_to(target)
-    new.replace(path)
-
-
 ACTIONS = {
-    "resolve": resolve, "fetch": fetch, "status": status, "folder": folder,
+    "resolve": resolve, "fetch": fetch, "join": join, "status": status, "folder": folder,
     "list": published, "verify": verified, "excess": excess,
 }  # fmt: skip
 

@@ -1,0 +1,125 @@
+"""Runs on a node, beside stage.py: a snapshot goes from the nodes that have it to those that have not."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import snapshots
+import swarm
+
+SHOWN = 5.0  # seconds between two lines of progress
+
+
+def join(
+    link: Path, repository: str, commit: str, expected: Mapping[str, Any], said: Mapping[str, Any]
+) -> None:
+    """Take part until every node has it, or is gone.
+
+    `said` is what all nodes are told: `files` of the manifest, `secret`, `nodes` and `seeds` as
+    host:port, for how many seconds (`grace`) a silent node is waited for; and `me`.
+    """
+    files = said["files"]
+    final = snapshots.place(link, commit)
+    given = [(name, file["size"], file["sha256"]) for name, file in sorted(files.items())]
+    who = {"me": said["me"], "nodes": said["nodes"], "seeds": said["seeds"]}
+    how = {"secret": said["secret"].encode(), "grace": said.get("grace", 30), "on_progress": Progress()}
+    try:
+        _end_earlier(link.parent.parent / ".spreading")
+        if said["me"] in said["seeds"]:
+            known = _known(final, swarm.Manifest(given, commit)) or swarm.make(final, given, commit)
+            _keep(final, known)
+            swarm.run(final, known, **who, **how)
+            return
+        partial = snapshots.begun(link, commit)
+        if final.exists():
+            for name in snapshots.differing(partial, files):
+                (partial / name).unlink(missing_ok=True)
+        snapshots.check_space(partial, {name: file["size"] for name, file in files.items()})
+        pieces = swarm.Manifest(given, commit)
+
+        def proven() -> None:
+            snapshots.check_config(partial, expected)
+            snapshots.publish(link, repository, commit, files)
+            _keep(final, pieces)
+
+        stats = swarm.run(partial, pieces, **who, **how, on_proven=proven)
+    except swarm.SwarmError as error:
+        raise snapshots.StageError(f"{repository}: {error}; run it again") from None
+    for name, why in stats.dropped.items():
+        print(f"{name} was not used any more: {why}", flush=True)
+
+
+def _end_earlier(file: Path) -> None:
+    """End what an earlier run left here when its connection was cut: it would keep the port.
+
+    The file is locked until this process ends.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    running = file.open("a+")
+    while True:
+        with suppress(BlockingIOError):
+            fcntl.flock(running, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        running.seek(0)
+        with suppress(ValueError, ProcessLookupError):
+            os.kill(int(running.read()), signal.SIGTERM)
+        time.sleep(0.1)
+    running.truncate(0)
+    running.write(str(os.getpid()))
+    running.flush()
+    _open.append(running)
+
+
+_open: list[Any] = []
+
+
+class Progress:
+    """A line now and then: how much, how fast, how long still.
+
+    Printing ends the process when nobody is there to read it any more.
+    """
+
+    def __init__(self) -> None:
+        self.started = self.shown = time.monotonic()
+        self.first: int | None = None
+
+    def __call__(self, have: int, total: int) -> None:
+        now = time.monotonic()
+        if self.first is None:
+            self.first = have
+        if now - self.shown < SHOWN:
+            return
+        self.shown = now
+        if have == total:
+            print(f"has all {total / 1e9:,.2f} GB, and gives it to others", flush=True)
+            return
+        rate = (have - self.first) / (now - self.started)  # bytes a second
+        left = f"{(total - have) / rate:,.0f} s left" if rate else "nothing comes"
+        print(f"{have / 1e9:,.2f} of {total / 1e9:,.2f} GB  {rate / 1e6:,.0f} MB/s  {left}", flush=True)
+
+
+def _pieces(final: Path) -> Path:
+    return final.with_name(f"{final.name}.pieces")
+
+
+def _known(final: Path, manifest: swarm.Manifest) -> swarm.Manifest | None:
+    """The manifest with the hashes of its pieces, if they were kept; reading all again takes long."""
+    try:
+        name, hashes = _pieces(final).read_bytes().split(b"\n", 1)
+    except (FileNotFoundError, ValueError):
+        return None
+    if name.decode() != manifest.name or len(hashes) != 32 * len(manifest.hashes):
+        return None
+    manifest.hashes = [hashes[at : at + 32] for at in range(0, len(hashes), 32)]
+    return manifest
+
+
+def _keep(final: Path, manifest: swarm.Manifest) -> None:
+    _pieces(final).write_bytes(manifest.name.encode() + b"\n" + b"".join(manifest.hashes))

@@ -1,0 +1,165 @@
+"""Weights on real nodes: one download, from node to node, proven, and whole whatever happens."""
+
+import json
+import re
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.lab.node import Node
+from tests.lab.paths import STATE
+from tests.lab.shell import wait_until
+from tests.lab.testing import BIN, REPOSITORY, pyinfra, rackserve
+
+pytestmark = pytest.mark.lab
+
+TP3 = {"tensor_parallel": 3, "pipeline_parallel": 1}
+FOLDER = "/var/lib/rackserve/weights/HuggingFaceTB--SmolLM2-135M-Instruct"
+LINK, SHARD = f"{FOLDER}/main", "model.safetensors"
+LOG = STATE / "hub.log"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def provisioned(lab: list[Node]) -> None:
+    assert pyinfra("provision").code == 0
+
+
+class Asked:
+    """What the hub is asked the content of, from here on."""
+
+    def __init__(self) -> None:
+        self.start = LOG.stat().st_size
+
+    @property
+    def shards(self) -> int:
+        said = LOG.read_bytes()[self.start :].decode()
+        return len(re.findall(rf'"GET /[^ ]*/resolve/[^ ]*/{re.escape(SHARD)}', said))
+
+
+@pytest.fixture
+def asked() -> Asked:
+    return Asked()
+
+
+def stage(**data: object) -> None:
+    outcome = pyinfra("stage_weights", **TP3, **data)
+    assert outcome.code == 0, outcome.said
+
+
+def digests(nodes: list[Node]) -> set[str]:
+    """What the nodes have of the snapshot, its manifest with it; one entry when they have the same."""
+    return {node.sudo(f"cd {LINK}/ && sha256sum * ../snapshot-*.json | grep -v README") for node in nodes}
+
+
+def clear(nodes: list[Node]) -> None:
+    for node in nodes:
+        node.sudo(f"rm -rf {FOLDER}")
+
+
+def test_one_download_for_all_nodes(lab: list[Node], asked: Asked) -> None:
+    clear(lab)
+    stage()
+    assert asked.shards == 1
+    assert len(digests(lab)) == 1
+    assert pyinfra("stage_weights", **TP3).changed == {}
+
+
+def test_what_is_where_is_listed(lab: list[Node]) -> None:
+    rows = json.loads(rackserve("stage", "--list", "--json", "-i", "lab").said)
+    ours = [row for row in rows if row["repository"].endswith("SmolLM2-135M-Instruct")]
+    assert [row["host"] for row in ours] == ["node1", "node2", "node3"]
+    assert len({row["commit"] for row in ours}) == 1 and {row["problem"] for row in ours} == {None}
+    said = rackserve("stage", "--list", "-i", "lab").said
+    assert re.search(r"node2 +HuggingFaceTB/SmolLM2-135M-Instruct +main .* verified 20", said)
+
+
+def test_a_corrupted_shard_is_found_and_taken_from_a_node_not_the_hub(lab: list[Node], asked: Asked) -> None:
+    # Such as no look at size and time finds.
+    lab[1].sudo(
+        f"touch -r {LINK}/{SHARD} /tmp/when && "
+        f"printf wrong | dd of={LINK}/{SHARD} bs=1 seek=100000 conv=notrunc status=none && "
+        f"touch -r /tmp/when {LINK}/{SHARD}"
+    )
+    assert pyinfra("stage_weights", **TP3).changed == {}
+    found = rackserve("stage", "--verify", "-i", "lab")
+    assert found.code == 1 and "rackserve: node2: not what was verified" in found.said and SHARD in found.said
+    stage()
+    assert len(digests(lab)) == 1 and asked.shards == 0
+    assert rackserve("stage", "--verify", "-i", "lab").code == 0
+
+
+def test_a_node_that_is_new_is_given_it_by_the_others_without_a_hub(lab: list[Node], asked: Asked) -> None:
+    clear(lab[2:])
+    stage(hf_endpoint="http://10.77.44.1:9")
+    assert len(digests(lab)) == 1 and asked.shards == 0
+
+
+def test_a_node_without_space_is_named_before_the_first_byte(lab: list[Node], asked: Asked) -> None:
+    clear(lab)
+    lab[2].fill_disk(leave_mib=20)
+    try:
+        outcome = rackserve("deploy", "stage_weights", "-i", "lab", **TP3)
+    finally:
+        lab[2].heal()
+    (line,) = [line for line in outcome.said.splitlines() if line.startswith("rackserve: ")]
+    assert outcome.code == 1 and re.search(r"node3: .* needs 0\.\d+ GB, 0\.\d+ GB free", line), outcome.said
+    assert asked.shards == 0
+
+
+@pytest.mark.parametrize("harm", ["controller", "node", "cable"])
+def test_what_breaks_off_in_the_middle_goes_on_where_it_was(lab: list[Node], asked: Asked, harm: str) -> None:
+    clear(lab[1:])
+    stage(tensor_parallel=1)  # one node has it, and gives it to the others
+    for node in lab[1:]:
+        node.slow(100)
+    run = begun()
+    wait_until(lambda: partial(lab[1]) > 30e6, 60, "some of the snapshot on node2")
+    assert lab[1].sudo(f"ls {FOLDER} 2>/dev/null | grep -v commits || true") == ""  # nothing half is seen
+    if harm == "controller":
+        run.kill()
+    elif harm == "node":
+        lab[1].poweroff()
+    else:
+        lab[1].cut()
+        wait_until(lambda: bool(lab[2].sudo(f"ls -d {LINK} 2>/dev/null || true")), 120, "node3 to have it")
+    run.wait(timeout=300)
+    assert run.returncode != 0
+    for node in lab[1:]:
+        node.poweron()
+        node.heal()
+    before = partial(lab[1])
+    started = time.monotonic()
+    stage()
+    assert time.monotonic() - started < 120
+    assert before > 20e6 and asked.shards <= 1
+    assert len(digests(lab)) == 1
+
+
+def begun() -> subprocess.Popen:
+    settings = [word for key, value in TP3.items() for word in ("--data", f"{key}={value}")]
+    command: list[str | Path] = [BIN / "pyinfra", "inventories/lab.py", "deploys/stage_weights.py", "-y"]
+    return subprocess.Popen(
+        [*command, *settings], cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+
+def partial(node: Node) -> int:
+    """Bytes of a snapshot that is not whole yet."""
+    folder = node.folder / "disk/upper" / FOLDER.lstrip("/")
+    return sum(file.stat().st_blocks * 512 for file in folder.glob(".partial-*/*") if file.is_file())
+
+
+def test_old_snapshots_are_pruned_and_what_it_frees_is_said(lab: list[Node]) -> None:
+    commit = json.loads(lab[0].sudo(f"cat {FOLDER}/snapshot-*.json"))["commit"]
+    lab[0].sudo(
+        f"cd {FOLDER} && cp -a snapshot-{commit} snapshot-0old && sed s/{commit}/0old/ snapshot-{commit}.json"
+        " > snapshot-0old.json && touch -d 2001-01-01 snapshot-0old.json"
+    )
+    assert pyinfra("stage_weights", **TP3).changed == {}
+    dry = rackserve("stage", "--prune", "1", "--dry", "-i", "lab")
+    assert dry.code == 0 and "0old" in lab[0].sudo(f"ls {FOLDER}")
+    done = rackserve("stage", "--prune", "1", "-i", "lab")
+    assert done.code == 0 and re.search(r"snapshot-0old: frees 0\.\d+ GB", done.said)
+    assert "0old" not in lab[0].sudo(f"ls {FOLDER}") and len(digests(lab)) == 1

@@ -2,8 +2,8 @@
 
 SHELL := /bin/bash
 AS_ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
-PACKAGES := python3-venv systemd-container debootstrap debian-archive-keyring iproute2 \
-    iptables openssh-client e2fsprogs ca-certificates
+PACKAGES := python3-venv systemd-container debootstrap iproute2 iptables openssh-client \
+    e2fsprogs ca-certificates
 RACKSERVE := .venv/bin/rackserve
 
 .PHONY: demo test check clean-lab bench

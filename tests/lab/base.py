@@ -10,6 +10,8 @@ from .paths import CACHE
 from .shell import run
 
 SUITE = "bookworm"
+#: Debian's key for releases of that suite. Ubuntu 22.04's debian-archive-keyring is older than the suite.
+KEYRING = Path(__file__).with_name("debian-12.gpg")
 
 # What a server installer leaves behind: an init, sshd, sudo and Python, and no more.
 PACKAGES = (
@@ -45,7 +47,8 @@ def _build(folder: Path) -> None:
     building = folder.with_suffix(".building")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
-    run("debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", SUITE, building)
+    run("debootstrap", "--variant=minbase", f"--keyring={KEYRING}", f"--include={','.join(PACKAGES)}",
+        SUITE, building)  # fmt: skip
     for key in (building / "etc/ssh").glob("ssh_host_*"):
         key.unlink()  # each node gets host keys of its own
     run("systemctl", f"--root={building}", "enable", "systemd-networkd", "ssh")

@@ -18,6 +18,9 @@ Group = Literal["decided", "refused", "counted", "not counted", "nothing"]
 
 _FILE = Path(__file__).with_name("vllm_flags.txt")
 
+#: Of those that are counted, what is on or off: any text would be on.
+SWITCHES = ("async-scheduling", "enable-chunked-prefill", "enable-expert-parallel", "enforce-eager")
+
 #: Another name of a flag.
 _SAME = {"device-memory-utilization": "gpu-memory-utilization"}
 
@@ -39,11 +42,11 @@ def long_names(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """With vLLM's long names, which its config file also takes with underscores; each in one spelling.
 
     ModelError for a name that is none: its parser would take a prefix, or end the server. And for one
-    that is said twice, in two spellings.
+    that is said twice, in two spellings, or is neither on nor off.
     """
     long: dict[str, Any] = {}
     for given, value in arguments.items():
-        name = given.replace("_", "-")
+        name = str(given).replace("_", "-")
         if name.removeprefix("no-").partition(".")[0] not in names():
             near = difflib.get_close_matches(name, names(), n=2)
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
@@ -52,6 +55,9 @@ def long_names(arguments: Mapping[str, Any]) -> dict[str, Any]:
             name, value = name.removeprefix("no-"), not value
         if isinstance(value, bool) and name in _inverse():
             name, value = _inverse()[name], not value
+        switch = name.removeprefix("no-")
+        if _inverse().get(switch, switch) in SWITCHES and not isinstance(value, bool):
+            raise ModelError(f"{name} is {value!r}: must be true or false")
         name = _SAME.get(name, name)
         if name in long:
             raise ModelError(f"vLLM's {name} is said twice")

@@ -148,3 +148,24 @@ def test_a_flag_that_is_said_in_two_spellings_is_refused():
     both = {"device-memory-utilization": 0.8, "gpu_memory_utilization": 0.9}
     with pytest.raises(ModelError, match="vLLM's gpu-memory-utilization is said twice"):
         R1.with_(arguments=both)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("enable-expert-parallel", "False"),
+        ("disable_expert_parallel", "False"),
+        ("no-enforce-eager", "yes"),
+        ("enforce-eager", 0),
+        ("async-scheduling", None),
+    ],
+)
+def test_what_is_neither_on_nor_off_is_refused(flag, value):
+    """Any text is on in Python: the plan would have the opposite of what was meant."""
+    with pytest.raises(ModelError, match=f"{flag.replace('_', '-')} is {value!r}: must be true or false"):
+        R1.with_(arguments={flag: value})
+
+
+def test_a_flag_whose_name_is_no_text_is_no_flag():
+    with pytest.raises(ModelError, match="vLLM has no flag 5"):
+        R1.with_(arguments={5: 1})

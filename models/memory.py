@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from math import ceil
+from math import ceil, floor
 from typing import Any
 
 from . import kv
 from .architecture import BYTES, Architecture, Dtype
-from .errors import ModelError
+from .errors import ModelError, PlanError
 from .hardware import GiB, Gpu, MiB
 from .weights import Split, extra_bytes, layer_kinds, part_bytes, stages
 
@@ -164,14 +164,28 @@ def _stage(model: Architecture, split: Split, gpu: Gpu, how: Serving, stage: int
     activations = 0 if cpu else activation_bytes(model, split, how, is_last=stage == split.pipeline - 1)
     layers = stages(model.num_hidden_layers, split.pipeline)[stage]
     graphs = 0 if cpu or how.eager else GRAPHS + layers * GRAPHS_OF_LAYER
-    communication = 0 if cpu else CONTEXT + (NCCL if split.gpus > 1 else 0)
+    communication = communication_bytes(split, gpu)
     available = requested - weights.total() - activations - graphs
     if how.kv_cache_memory is not None:
         room = gpu.memory - communication - weights.total() - activations - graphs
         available = how.kv_cache_memory if cpu else min(how.kv_cache_memory, room)
-    elif gpu.memory - requested < communication:  # vLLM asks that its share be free
-        available -= communication - (gpu.memory - requested)
     return Stage(gpu.memory, requested, dict(weights), activations, graphs, communication, available)
+
+
+def communication_bytes(split: Split, gpu: Gpu) -> int:
+    """What is allocated before vLLM looks whether its share is free (v1/worker/gpu_worker.py:542)."""
+    return 0 if gpu.vendor == "cpu" else CONTEXT + (NCCL if split.gpus > 1 else 0)
+
+
+def check_share(split: Split, gpu: Gpu, utilization: float) -> None:
+    """Raise PlanError for a share that is not free when vLLM looks: it then does not start."""
+    beside = communication_bytes(split, gpu)
+    if gpu.memory - ceil(gpu.memory * utilization) < beside:
+        most = floor(100 * (gpu.memory - beside) / gpu.memory) / 100
+        raise PlanError(
+            f"gpu-memory-utilization is {utilization:g}: CUDA and NCCL take {beside / GiB:.1f} GiB of "
+            f"{gpu.name} first, and vLLM does not start when its share is not free: at most {most:g}"
+        )
 
 
 def activation_bytes(model: Architecture, split: Split, how: Serving, is_last: bool) -> int:

@@ -121,6 +121,7 @@ def _plan(
         how = memory.serving(model.architecture, flags, model.environment, gpu)
         how = replace(how, sequences=max(how.sequences, wanted.concurrency))
         how = _batched(model, how, wanted.concurrency)
+        memory.check_share(split, gpu, how.utilization)
         found = fitting.fit(model.architecture, split, gpu, how, wanted)
         flags |= {
             "max-model-len": found.max_model_len,

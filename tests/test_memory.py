@@ -7,10 +7,10 @@ import pytest
 
 import models
 from models import hardware, kv
-from models.errors import ModelError
+from models.errors import ModelError, PlanError
 from models.fit import Targets, fit, memory_parts
 from models.hardware import GPUS
-from models.memory import Serving, block_size, serving, stage_memory
+from models.memory import Serving, block_size, check_share, serving, stage_memory
 from models.weights import Split, tensors
 
 GIB = 2**30
@@ -48,11 +48,21 @@ def test_the_parts_are_all_of_the_memory(name, gpu):
             assert sum(memory_parts(model, split, found, stage).values()) == GPUS[gpu].memory
 
 
-def test_what_lies_outside_vllms_share_must_fit_in_what_it_leaves():
-    (usual,) = stage_memory(LLAMA, Split(4), H100, HOW)
-    (greedy,) = stage_memory(LLAMA, Split(4), H100, replace(HOW, utilization=1.0))
-    assert H100.memory - usual.requested > usual.communication
-    assert greedy.available == usual.available + (H100.memory - usual.requested) - greedy.communication
+@pytest.mark.parametrize(("gpu", "split", "most"), [("H100", Split(4), 0.98), ("A100-40", Split(2, 2), 0.97)])
+def test_what_lies_outside_vllms_share_must_fit_in_what_it_leaves(gpu, split, most):
+    check_share(split, GPUS[gpu], most)
+    with pytest.raises(PlanError, match=f"at most {most}"):
+        check_share(split, GPUS[gpu], most + 0.01)
+
+
+def test_a_gpu_without_neighbours_keeps_no_room_for_nccl():
+    check_share(Split(), H100, 0.99)
+    with pytest.raises(PlanError, match="0.5 GiB of H100"):
+        check_share(Split(), H100, 1)
+
+
+def test_a_cpu_has_no_share():
+    check_share(Split(), CPU, 1)
 
 
 def test_the_last_stage_samples_and_the_stages_differ():
@@ -118,10 +128,6 @@ def test_what_vllm_may_not_take_is_a_part_of_its_own():
     parts = memory_parts(LLAMA, Split(4), fitted(), 0)
     (stage,) = stage_memory(LLAMA, Split(4), H100, HOW)
     assert parts["beyond vLLM's share"] == H100.memory - stage.requested - stage.communication
-    assert (
-        memory_parts(LLAMA, Split(4), fitted(how=replace(HOW, utilization=1.0)), 0)["beyond vLLM's share"]
-        == 0
-    )
 
 
 def test_more_requests_need_more_room():

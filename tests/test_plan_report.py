@@ -37,7 +37,7 @@ def table(said):
         R1,
         ("llama-3.1-405b", "--gpus", "16xH100", "--nodes", 4),
         ("llama-3.1-405b", "--gpus", "8xH100", "--context", 131072, "--concurrency", 4),
-        (*LLAMA, "--vllm-arg", "gpu-memory-utilization=0.995"),
+        (*LLAMA, "--vllm-arg", "gpu-memory-utilization=0.98"),
         (*LLAMA, "--vllm-arg", "kv-cache-memory-bytes=6000000000"),
         (*LLAMA, "--vllm-arg", "kv-cache-memory-bytes=60000000000"),
     ],

@@ -219,6 +219,13 @@ def test_absurd_targets_are_refused_in_one_line(said, message):
     assert "\n" not in str(refusal.value)
 
 
+def test_a_share_with_which_vllm_does_not_start_is_refused():
+    own = models.get("llama-3.1-70b")
+    assert plan(own.with_(arguments={"gpu-memory-utilization": 0.98}), nodes(1)).replicas
+    with pytest.raises(PlanError, match=r"gpu-memory-utilization is 1: .* at most 0\.98"):
+        plan(own.with_(arguments={"gpu-memory-utilization": 1}), nodes(1))
+
+
 def test_a_context_of_the_models_arguments_is_the_one_that_is_served():
     own = models.get("llama-3.1-70b")
     assert plan(own.with_(arguments={"max-model-len": 5000}), nodes(1)).replicas[0].fit.max_model_len == 5000

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from . import hardware, kv
-from .errors import PlanError
+from .errors import ModelError, PlanError
 from .fit import LEAST_CONTEXT
 from .model import Model
 from .performance import Estimate
@@ -44,7 +44,7 @@ def suggestions(
 ) -> list[Suggestion]:
     """The nearest things that do fit, each planned. `smaller` are models that may stand in."""
     tried = (*_asking_less(model, nodes, request), *_other_splits(model, nodes, request),
-             *_other_cache(model, nodes, request), *_other_models(smaller, nodes, request),
+             *_other_cache(model, nodes, request), *_other_models(model, smaller, nodes, request),
              *_other_weights(model, nodes, request), *_more_gpus(model, nodes, request),
              *_more_nodes(model, nodes, request), *_other_gpus(model, nodes, request))  # fmt: skip
     return [one for one in tried if fits(one.model, one.nodes, one.request)]
@@ -143,9 +143,17 @@ def _other_cache(model: Model, nodes: Sequence[Node], request: Request) -> Itera
     )
 
 
-def _other_models(smaller: Sequence[Model], nodes: Sequence[Node], request: Request) -> Iterator[Suggestion]:
-    for model in smaller:
-        yield _suggest(f"{model.name}, the same in fewer bytes", {"model": model.name}, model, nodes, request)
+def _other_models(
+    model: Model, smaller: Sequence[Model], nodes: Sequence[Node], request: Request
+) -> Iterator[Suggestion]:
+    """Planned with what the user says of the model, where that can be said of them."""
+    for one in smaller:
+        try:
+            other = one.instead_of(model)
+        except ModelError:
+            continue
+        text, change = f"{one.name}, the same in fewer bytes", {"model": one.name}
+        yield _suggest(text, dict(change), other, nodes, request)
 
 
 def _other_weights(model: Model, nodes: Sequence[Node], request: Request) -> Iterator[Suggestion]:

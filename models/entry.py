@@ -94,7 +94,7 @@ def _problems(file: Path, given: Any, templates: Path) -> Iterator[str]:
         yield f"a model's name is lower case, digits, dots and dashes: call the file {name or 'name'}.yaml"
     if not isinstance(given, dict):
         yield "must have keys: repository, config and others (CONTRIBUTING.md)"
-    names = [one.name for one in fields(Model) if one.name not in ("name", "said")]
+    names = [one.name for one in fields(Model) if one.name not in ("name", "said", "preset")]
     for key, value in given.items():
         if key not in names:
             yield f"no such key: {key}{_near(key, names)}"

@@ -58,7 +58,7 @@ class Model:
     + sampling: defaults for requests that say nothing
     + ignore: patterns of files in the repository that are not needed
     + parameters: the published number of them, where there is one
-    + said: names of the arguments that are the user's own
+    + said, preset: names of the arguments that are the user's own, and the preset that is
     + smaller: names of models of the catalogue that are this one in fewer bytes
     """
 
@@ -77,6 +77,7 @@ class Model:
     smaller: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict, hash=False)
     said: frozenset[str] = frozenset()
+    preset: str | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.name):
@@ -135,5 +136,10 @@ class Model:
             revision=revision or self.revision,
             arguments={**self.arguments, **chosen, **own},
             said=self.said | set(own),
+            preset=preset or self.preset,
             environment={**self.environment, **(environment or {})},
         )
+
+    def instead_of(self, other: Model) -> Model:
+        """This model with the preset and the vLLM arguments that the user said of another."""
+        return self.with_(preset=other.preset, arguments={name: other.arguments[name] for name in other.said})

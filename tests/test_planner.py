@@ -83,6 +83,28 @@ def test_a_model_that_has_a_smaller_form_is_told_of_it():
     assert {"model": "llama-3.1-405b-instruct-fp8-redhat"} in changes
 
 
+@pytest.mark.parametrize(
+    ("preset", "arguments", "also"),
+    [
+        (None, {}, True),
+        (None, {"gpu-memory-utilization": 0.4}, False),
+        (None, {"max-num-seqs": 100_000}, False),
+        (None, {"gpu-memory-utilization": 0.6, "quantization": "fp8_per_tensor"}, False),
+        ("throughput", {"gpu-memory-utilization": 0.66}, False),
+        ("latency", {"gpu-memory-utilization": 0.66}, True),
+    ],
+)
+def test_a_smaller_form_is_planned_with_what_the_user_says_of_the_model(preset, arguments, also):
+    own = models.get("llama-3.1-405b-instruct")
+    smaller = [models.get("llama-3.1-405b-instruct-fp8-redhat")]
+    said = own.with_(preset=preset, arguments=arguments)
+    assert not advice.fits(said, nodes(1), Request())
+    found = [one for one in advice.suggestions(said, nodes(1), Request(), smaller) if "model" in one.change]
+    assert bool(found) is also
+    for one in found:
+        assert one.model == smaller[0].with_(preset=preset, arguments=arguments)
+
+
 def test_more_gpus_in_a_node_are_suggested_before_more_nodes():
     found = advice.suggestions(models.get("qwen3-235b-a22b"), nodes(1, 1, "H200"), Request())
     changes = [one.change for one in found]

@@ -123,6 +123,14 @@ def test_explain_says_the_arithmetic_with_its_sources():
     assert "1152 = 576 x 2 (MLA: whole on every TP rank)" in rackserve(*R1, "--explain").stdout
 
 
+@pytest.mark.parametrize("name", ["gpt-oss-120b", "llama-3.1-70b"])
+def test_the_blocks_that_explain_says_are_what_is_left_over_the_size_of_one(name):
+    """Of gpt-oss, whose layers form two groups, a block is of half the layers."""
+    lines = as_json(name, "--gpus", "4xH100", "--explain")["explain"]
+    said = {line[2:24].strip(): int(re.match(r"\d+", line[24:])[0]) for line in lines[1:12]}
+    assert said["blocks"] == said["left for KV"] // said["a block"]
+
+
 @pytest.mark.parametrize(
     ("ending", "magic"), [("svg", b"<?xml"), ("png", b"\x89PNG"), ("SVG", b"<?xml"), ("PNG", b"\x89PNG")]
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from models import kv, weights
+from models import kv
 
 from .found import Found
 
@@ -15,7 +15,8 @@ def arithmetic(found: Found) -> list[str]:
     stage = own.stages[found.fullest]
     number = own.cache.number
     token = kv.bytes_per_token(model.architecture, split, own.cache)
-    layers = weights.stages(model.architecture.num_hidden_layers, split.pipeline)[found.fullest]
+    block = kv.block_bytes(model.architecture, split, own.cache)[found.fullest]
+    layers = block // (own.cache.block_size * token)  # with a sliding window those of a group
     blocks = own.capacity.blocks
     formula = (
         f"{model.architecture.latent.cached} x {number} (MLA: whole on every TP rank)"
@@ -32,7 +33,7 @@ def arithmetic(found: Found) -> list[str]:
         f"  CUDA graphs           {stage.graphs}: allowance of our own",
         f"  left for KV           {stage.available}",
         f"  a token in a layer    {token} = {formula} (v1/kv_cache_interface.py:586)",
-        f"  a block               {own.cache.block_size} tokens of {layers} layers",
+        f"  a block               {block} = {own.cache.block_size} tokens x {layers} layers x {token}",
         f"  outside its share     {stage.communication}: CUDA context, NCCL's buffers",
     ]
     if found.plan is None:

@@ -23,6 +23,10 @@ OPTIMIZE = ("latency", "throughput")
 #: What may differ between hosts.
 PER_HOST = ("plugins", "wheelhouse", "hf_endpoint", "hf_token", "address", "interface", "gpu", "gpus")
 
+#: What is text where it is set. A secret is not: api_key has a check of its own.
+TEXT = ("model", "revision", "weights_path", "preset", "plugins", "wheelhouse", "hf_endpoint", "interface",
+        "gpu")  # fmt: skip
+
 #: See models.plan.Ports.
 TAKEN_PORTS = range(20000, 32768)
 
@@ -63,6 +67,10 @@ class Settings:
     gpu: str | None = None  # a name of models/hardware.py; without it no memory is planned
 
     def __post_init__(self) -> None:
+        for name in TEXT:
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise InventoryError(f"{name} is {value!r}: must be text")
         _one_of("executor", self.executor, EXECUTORS)
         _one_of("runtime", self.runtime, RUNTIMES)
         if self.optimize is not None:

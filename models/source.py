@@ -127,7 +127,7 @@ def _compare(model: Model, index: Mapping[str, Any]) -> None:
     tensors_of = index.get("weight_map")
     if not isinstance(tensors_of, Mapping) or not tensors_of:
         raise ModelError(f"{model.name}: {INDEX} has no weight_map, or an empty one")
-    layers = {int(found[1]) for name in tensors_of if (found := re.match(r"model\.layers\.(\d+)\.", name))}
+    layers = {found[1] for name in tensors_of if (found := re.match(r"model\.layers\.(\d+)\.", name))}
     ahead = model.numbers.get("num_nextn_predict_layers", 0)  # of speculative decoding; not loaded
     told = model.architecture.num_hidden_layers
     if layers and len(layers) not in (told, told + ahead):

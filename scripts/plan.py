@@ -194,14 +194,16 @@ def _nodes(gpus: str, count: int | None) -> tuple[Node, ...]:
 
 
 def _arguments(given: Sequence[str]) -> dict[str, Any]:
-    arguments = {}
+    arguments: dict[str, Any] = {}
     for one in given:
         name, equals, value = one.partition("=")
         if not equals or not name:
             raise Refused(f"--vllm-arg {one}: write NAME=VALUE, with vLLM's long name")
+        if _flag(name) in arguments:
+            raise Refused(f"--vllm-arg {one}: {_flag(name)} is said twice")
         try:
             arguments[_flag(name)] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             arguments[_flag(name)] = value
     return arguments
 

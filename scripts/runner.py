@@ -143,7 +143,8 @@ def _unexpected(error: click.ClickException) -> Refused:
     if not file.is_relative_to(REPOSITORY / "deploys"):
         frames = traceback.extract_tb(cause._traceback)
         lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == file]
-        return Refused(f"{file} line {(lines or ['?'])[-1]}: {type(cause).__name__}: {cause}")
+        said = " ".join(str(cause).split())
+        return Refused(f"{file} line {(lines or ['?'])[-1]}: {type(cause).__name__}: {said}")
     error.show()
     return Failed(f"{type(cause).__name__} in {error.filename}")  # type: ignore[attr-defined]
 
@@ -203,6 +204,10 @@ def read_inventory(path: str) -> tuple[Any, Any, Any]:
         raise _mistyped(error) from None
     except (PyinfraError, CliError) as error:
         raise Refused(f"{path}: {error}") from None
+    except (IndexError, TypeError, ValueError):  # of pyinfra's own, which takes a host apart unlooked
+        raise Refused(
+            f"{path}: a host is a name, or a name and its settings: (NAME, {{KEY: VALUE}})"
+        ) from None
     cluster = read(inventory)
     own = settings(cluster.control.name, cluster.control.data)
     return cluster, own, request_of(own)

@@ -260,6 +260,15 @@ def test_an_inventory_that_is_mistyped_is_refused(tmp_path, command, text, said)
     assert done.returncode in (1, 2) and "Traceback" not in done.stderr and said in done.stderr
 
 
+@pytest.mark.parametrize("head", ["[('gpu1',)]", "[('gpu1', 'H100')]", "[('gpu1', 5)]"])
+def test_a_host_that_is_none_is_refused(tmp_path, head):
+    file = tmp_path / "some.py"
+    file.write_text(f"head = {head}")
+    assert refused(rackserve("plan", "tiny-llama", "-i", file)) == (
+        f"{file}: a host is a name, or a name and its settings: (NAME, {{KEY: VALUE}})"
+    )
+
+
 def test_data_without_a_value_is_refused(inventory):
     assert refused(rackserve("deploy", "serve", "-i", inventory(), "--data", "model")) == (
         "--data model: write KEY=VALUE"
@@ -272,6 +281,7 @@ def test_data_without_a_value_is_refused(inventory):
     [
         ("import nowhere", "line 1: ModuleNotFoundError: No module named 'nowhere'"),
         ("head = []\nworkers = [1 / 0]", "line 2: ZeroDivisionError: division by zero"),
+        ("raise ValueError('a\\nb')", "line 1: ValueError: a b"),
     ],
 )
 def test_an_inventory_that_cannot_be_made_is_refused_with_its_line(tmp_path, command, text, line):

@@ -120,6 +120,7 @@ def test_a_config_that_is_none_is_refused_in_one_line(folder, config, message):
         ({"weight_map": None}, "has no weight_map"),
         ({"weight_map": {}}, "has no weight_map, or an empty one"),
         ({"weight_map": {f"model.layers.{n}.x": "f" for n in range(3)}}, "has 3 layers and config.json 4"),
+        ({"weight_map": {f"model.layers.{'9' * 5000}.x": "f"}}, "has 1 layers and config.json 4"),
         ({"metadata": {"total_size": 1}}, "says 1 bytes, and the shapes of config.json make"),
         ({"metadata": {"total_size": 10**12}}, "says 1000000000000 bytes"),
     ],

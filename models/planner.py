@@ -111,6 +111,12 @@ def _plan(
 ) -> Plan:
     share = len(serving) // count
     size = nodes_needed(split.gpus, serving[0].gpus, share)
+    executor = _executor(request.executor, size)
+    if split.data > 1 and executor == "ray":  # config/parallel.py:159: its ranks meet at 127.0.0.1
+        raise PlanError(
+            f"data-parallel-size is {split.data}, over {size} nodes through Ray: vLLM's ranks do not meet; "
+            "make it fit into a node (TP x PP x DP of at most its GPUs)"
+        )
     sizes = fitting.arguments_of(split)
     flags = {**sizes, **model.flags, **sizes}  # of what both say the split's counts, in its place
     if split.context == 1:
@@ -139,7 +145,7 @@ def _plan(
                 name=f"replica-{index}",
                 nodes=tuple(serving[index * share :][:size]),
                 split=split,
-                executor=_executor(request.executor, size),
+                executor=executor,
                 ports=Ports(base=request.port),
                 arguments=MappingProxyType(flags),
                 gpu=gpu,

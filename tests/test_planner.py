@@ -241,6 +241,14 @@ def test_absurd_targets_are_refused_in_one_line(said, message):
     assert "\n" not in str(refusal.value)
 
 
+def test_data_parallelism_is_planned_inside_a_node_through_ray():
+    own = models.get("qwen3-235b-a22b").with_(arguments={"data-parallel-size": 2})
+    assert plan(own, nodes(1)).replicas[0].tensor_parallel == 4
+    with pytest.raises(PlanError, match="over 2 nodes through Ray: vLLM's ranks do not meet"):
+        plan(own, nodes(2))
+    assert plan(own, nodes(2), replicas=2).replicas[1].executor == "local"
+
+
 def test_a_share_with_which_vllm_does_not_start_is_refused():
     own = models.get("llama-3.1-70b")
     assert plan(own.with_(arguments={"gpu-memory-utilization": 0.98}), nodes(1)).replicas

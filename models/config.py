@@ -128,9 +128,12 @@ def _experts(kind: str, config: Config, layers: int) -> Experts | None:
     count = _positive(config, also if config.get(name) is None and config.get(also) is not None else name)
     own = _positive(config, "intermediate_size" if kind.startswith("GptOss") else "moe_intermediate_size")
     gated = _number(config, "shared_expert_intermediate_size", 0) if kind.startswith("Qwen") else 0
+    chosen = _positive(config, "num_experts_per_tok")
+    if chosen > count:
+        raise ModelError(f"num_experts_per_tok is {chosen}, and there are {count} experts")
     return Experts(
         count=count,
-        per_token=_positive(config, "num_experts_per_tok"),
+        per_token=chosen,
         intermediate_size=own,
         shared_intermediate_size=_number(config, "n_shared_experts") * own
         if kind.startswith("Deepseek")

@@ -77,6 +77,12 @@ def test_the_number_of_experts_may_have_the_name_that_transformers_also_takes():
     assert read({**own, "num_local_experts": 16}).experts.count == 16
 
 
+def test_a_token_goes_to_no_more_experts_than_there_are():
+    assert read({**MOE, "num_experts": 16, "num_experts_per_tok": 16}).experts.per_token == 16
+    with pytest.raises(ModelError, match="num_experts_per_tok is 17, and there are 16 experts"):
+        read({**MOE, "num_experts": 16, "num_experts_per_tok": 17})
+
+
 def test_what_a_class_does_not_read_changes_nothing():
     foreign = {"num_experts": 8, "kv_lora_rank": 512, "n_shared_experts": 1}
     assert read({**LLAMA, **foreign}) == read(LLAMA)

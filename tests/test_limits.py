@@ -77,7 +77,11 @@ def test_a_single_rank_cuts_no_block():
         (LLAMA, Split(8, expert=True), "no experts to spread"),
         (LLAMA, Split(8, data=2), "data parallelism inside a replica is for models with experts"),
         (QWEN3, Split(64, data=4, expert=True), "128 experts do not spread over 256 ranks"),
-        (changed("qwen3-235b-a22b", num_experts=4), Split(8), "TP 8 is more than its 4 experts"),
+        (
+            changed("qwen3-235b-a22b", num_experts=4, num_experts_per_tok=2),
+            Split(8),
+            "TP 8 is more than its 4 experts",
+        ),
         (changed("qwen3-235b-a22b", decoder_sparse_step=3), Split(1, 47), "a stage without experts"),
         (LLAMA, Split(8, context=3), "DCP 3 does not divide TP 8"),
         (LLAMA, Split(8, context=2), "DCP 2 needs TP of at least 16"),

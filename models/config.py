@@ -102,11 +102,17 @@ ONLINE: Mapping[str, Format] = {
     "fp8_per_channel": "fp8_channel",
 }
 
+#: What else vLLM makes of such weights while it loads them (model_executor/layers/quantization/
+#: __init__.py:43), or with a configuration of its own; their bytes are not counted. All other methods
+#: are of weights that were stored so.
+UNCOUNTED = ("fp8_per_block", "int8_per_channel_weight_only", "nvfp4_per_token", "mxfp8", "experts_int8",
+             "torchao", "online")  # fmt: skip
+
 
 def quantized(own: Architecture, asked: str) -> Architecture:
     """`own` with --quantization: FP8 for what is not quantized, or what config.json says anyway.
 
-    Of a method that is not in ONLINE nothing is counted. vLLM takes a layer's weights, makes
+    Of what is in UNCOUNTED nothing is counted. vLLM takes a layer's weights, makes
     them FP8 and then takes the next one's (model_loader/reload/layerwise.py:120), so that what
     it holds is never all of them in 16 bits.
     """
@@ -115,8 +121,11 @@ def quantized(own: Architecture, asked: str) -> Architecture:
         if asked != stored.method:  # config/model.py:1456
             raise ModelError(f"quantization is {asked}, and its weights are {stored.method}: leave it out")
         return own
-    if asked not in ONLINE:
+    if asked in UNCOUNTED:
         return own
+    if asked not in ONLINE:
+        known = ", ".join((*ONLINE, *UNCOUNTED))
+        raise ModelError(f"quantization is {asked}: weights that are not quantized are made {known}")
     return replace(own, quantization=Quantization(format=ONLINE[asked], method=asked, online=True))
 
 

@@ -247,7 +247,7 @@ def test_a_config_that_contradicts_itself_is_refused_in_one_line(fields, message
 @pytest.mark.parametrize(
     ("asked", "how"),
     [("fp8", "fp8_tensor"), ("fp8_per_tensor", "fp8_tensor"), ("fp8_per_channel", "fp8_channel"),
-     ("bitsandbytes", "plain")],
+     ("mxfp8", "plain")],
 )  # fmt: skip
 def test_weights_are_quantized_as_the_user_says_and_as_far_as_it_is_known(asked, how):
     own = quantized(read(LLAMA), asked)

@@ -124,7 +124,7 @@ def test_vllm_arguments_are_read_with_dashes_or_underscores():
 def test_weights_made_fp8_while_loading_are_counted_and_other_ways_named_as_not_counted():
     made = as_json(*LLAMA, "--vllm-arg", "quantization=fp8")
     assert made["not_counted"] == {}
-    assert list(as_json(*LLAMA, "--vllm-arg", "quantization=bitsandbytes")["not_counted"]) == ["quantization"]
+    assert list(as_json(*LLAMA, "--vllm-arg", "quantization=mxfp8")["not_counted"]) == ["quantization"]
 
 
 def test_the_hub_of_an_inventory_is_asked_for_the_inventorys_revision(monkeypatch):

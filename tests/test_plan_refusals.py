@@ -107,3 +107,9 @@ def test_an_inventory_that_cannot_be_planned_is_refused(name, message):
     done = in_a_new_process("plan", "tiny-llama", "-i", name)
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("method", ["bogus", "awq", "bitsandbytes"])
+def test_a_quantization_that_vllm_cannot_make_while_loading_is_refused(method):
+    said = refused(*LLAMA, "--vllm-arg", f"quantization={method}")
+    assert f"quantization is {method}: weights that are not quantized are made fp8" in said

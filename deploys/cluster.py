@@ -193,6 +193,7 @@ def _find(what: str, *where: str | None) -> Model:
 def _read_cluster() -> Cluster:
     # The first host that fails ends the run: a cluster with one rank missing serves nothing.
     state.config.FAIL_PERCENT = 0
+    state.config.lock_current_state()  # which pyinfra goes back to after it has read a deploy
     if state.failed_hosts:
         names = ", ".join(sorted(host.name for host in state.failed_hosts))
         raise InventoryError(f"{names}: cannot be reached over SSH; nothing was changed on any host")

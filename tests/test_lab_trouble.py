@@ -165,6 +165,9 @@ def test_a_plan_reads_the_hub(lab: list[Node], monkeypatch: pytest.MonkeyPatch, 
 def test_lock_names_its_holder_is_ignored_by_dry_and_is_broken_by_name(lab: list[Node]) -> None:
     hold(lab[0], seconds=100)
     assert pyinfra("provision", "--dry").code == 0
+    unwrapped = pyinfra("provision")
+    assert unwrapped.code == 1 and "locked by ada@laptop" in unwrapped.said
+    assert "Install system packages" not in unwrapped.said  # on no host
     line = refused("provision")
     assert "node1: locked by ada@laptop (pid 12) since 20" in line and "rackserve unlock -i" in line
     unlocked = rackserve("unlock", "-i", "lab")

@@ -31,6 +31,7 @@ ANSWERING = """\
 wait
 grep -aH '' *
 """
+SILENCE = 60  # seconds
 AGE = 30.0  # seconds after which an answer is asked for again
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "rackserve"
 
@@ -205,8 +206,17 @@ def _answers(lines: list[str]) -> Iterator[tuple[int, Answer]]:
 
 
 def _send_at_once(on: Host) -> None:
-    """TCP_NODELAY: paramiko leaves it off, and each execution waits 40 ms for an ACK."""
+    """TCP_NODELAY: paramiko leaves it off, and each execution waits 40 ms for an ACK.
+
+    And a connection that was cut ends the run after SILENCE, not when the kernel has tried for a quarter
+    of an hour; a long command that says nothing is no silence, its kernel answers.
+    """
     client = getattr(on.connector, "client", None)
     if client is not None:
         with suppress(AttributeError, OSError):  # a jump host's channel is no socket
-            client.get_transport().sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock = client.get_transport().sock
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENCE // 4)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, SILENCE // 4)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE * 1000)

@@ -1,9 +1,17 @@
 """Lock files, and when an environment is not its lock."""
 
+import hashlib
+import json
+import os
+import platform
 import re
+import subprocess
+import sys
+import tarfile
 from pathlib import Path
 
 import pytest
+import uv
 
 from roles import runtime
 from roles.runtime.facts import Distributions, normalized
@@ -182,3 +190,44 @@ def test_vllms_environment_is_made_by_uv_with_its_own_python(on_host):
 def test_a_half_filled_vllm_environment_is_finished_not_made_anew(on_host):
     (filled,) = vllm_commands(on_host({Distributions: {"a": "1"}}), wheelhouse="/wheels")
     assert "pip sync" in filled and filled.endswith("/l /p --no-index --find-links /wheels")
+
+
+def test_a_wheelhouse_brings_the_python_too(on_host):
+    made, _ = vllm_commands(on_host({Distributions: {}}), wheelhouse="http://10.0.0.9:1/wheels/")
+    assert " UV_PYTHON_DOWNLOADS_JSON_URL=http://10.0.0.9:1/wheels/python-downloads.json /uv venv " in made
+
+
+def test_uv_brings_a_python_that_the_system_has_not(tmp_path):
+    """The real uv, a list of downloads, and an archive of the Python that runs this."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    minor = ".".join(version.split(".")[:2])
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    archive = wheels / f"cpython-{version}-install_only.tar.gz"
+    large = re.compile(r"/(test|idlelib|\w+-packages|__pycache__|config-[^/]*|lib-dynload/_test[^/]*)(/|$)")
+    with tarfile.open(archive, "w:gz", compresslevel=1, dereference=True) as file:
+        file.add(os.path.realpath(sys.executable), f"python/bin/python{minor}")
+        library = Path(os.__file__).parent
+        file.add(
+            library, f"python/lib/{library.name}", filter=lambda one: None if large.search(one.name) else one
+        )
+        for shared in Path(sys.base_prefix, "lib").glob(f"libpython{minor}*.so*"):
+            file.add(shared, f"python/lib/{shared.name}")
+    major, small, patch = map(int, version.split("."))
+    entry = {
+        "name": "cpython", "arch": {"family": platform.machine(), "variant": None}, "os": "linux",
+        "libc": "gnu", "major": major, "minor": small, "patch": patch, "prerelease": "", "variant": None,
+        "url": archive.as_uri(), "sha256": hashlib.sha256(archive.read_bytes()).hexdigest(), "build": "1",
+    }  # fmt: skip
+    key = f"cpython-{version}-linux-{platform.machine()}-gnu"
+    (wheels / "python-downloads.json").write_text(json.dumps({key: entry}))
+    environment = {
+        "HOME": str(tmp_path), "PATH": "/nonexistent", "UV_PYTHON_INSTALL_DIR": str(tmp_path / "pythons"),
+        "UV_PYTHON_DOWNLOADS_JSON_URL": f"{wheels}/python-downloads.json",
+    }  # fmt: skip
+    made = tmp_path / "made"
+    options = ["--quiet", "--no-project", "--no-cache", "--python", minor]
+    subprocess.run([uv.find_uv_bin(), "venv", *options, made], env=environment, check=True)
+    program = [made / "bin/python", "-c", "import sys; print(sys.base_prefix)"]
+    prefix = subprocess.run(program, capture_output=True, text=True, check=True).stdout
+    assert prefix.startswith(str(tmp_path / "pythons"))

@@ -13,6 +13,9 @@ from .facts import Distributions
 #: {normalized name: versions allowed}; None among them when it may be absent.
 Pins = Mapping[str, "set[str | None]"]
 
+#: A wheelhouse's list of the Pythons it has for uv, in the format of uv's own (--python-downloads-json-url).
+PYTHONS = "python-downloads.json"
+
 #: venv puts pip there itself.
 BUNDLED = {"pip", "setuptools"}
 
@@ -39,11 +42,15 @@ def vllm_environment(
     uv: str,
     wheelhouse: str | None,
 ) -> Iterator[StringCommand]:
-    """A virtual environment of that Python with exactly these pins; uv brings the Python
-    where the system has none that suits."""
+    """A virtual environment of that Python with exactly these pins.
+
+    uv brings the Python where the system has none that suits; of a wheelhouse's, if there is one.
+    """
     installed = host.get_fact(Distributions, path=path)
     if _differs(installed, pins, path):
         managed = {"UV_PYTHON_INSTALL_DIR": "/opt/rackserve/python"}
+        if wheelhouse:  # read only when a Python is needed
+            managed["UV_PYTHON_DOWNLOADS_JSON_URL"] = f"{wheelhouse.rstrip('/')}/{PYTHONS}"
         env = StringCommand("env", *(f"{key}={value}" for key, value in managed.items()))
         if not installed:
             yield StringCommand(

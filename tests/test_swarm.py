@@ -19,19 +19,19 @@ import pytest
 
 from roles.weights import swarm
 from roles.weights.swarm import Manifest, SwarmError, make
-from tests.lab.hub_testing import MIB, git_sha1
+from tests.lab.hub_testing import MIB, git_sha1, sha256
 
 SECRET = b"of this run"
 PIECE = MIB // 4
-SLOW = 0.03  # seconds a slowed node takes for a piece
+SLOW = 0.02  # seconds a slowed node takes for a piece
 
 #: A node as stage.py would run it, in a process of its own.
 PROCESS = """
 import json, sys, swarm
-swarm.QUIET, swarm.RETRY = 0.3, 0.1
+swarm.QUIET, swarm.PULSE, swarm.RETRY = 0.3, 0.2, 0.1
 folder, files, me, nodes, seeds = json.loads(sys.stdin.readline())
 manifest = swarm.Manifest(files, "commit")
-stats = swarm.run(folder, manifest, me, nodes, seeds, b"of this run", grace=1,
+stats = swarm.run(folder, manifest, me, nodes, seeds, b"of this run", grace=10,
                   on_proven=lambda: print("proven", flush=True))
 print(json.dumps(stats.__dict__))
 """
@@ -40,6 +40,7 @@ print(json.dumps(stats.__dict__))
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     monkeypatch.setattr(swarm, "QUIET", 0.3)
+    monkeypatch.setattr(swarm, "PULSE", 0.2)
     monkeypatch.setattr(swarm, "RETRY", 0.1)
 
 
@@ -52,9 +53,7 @@ def nothing_left():
 
 
 def entry(folder, name):
-    path = folder / name
-    with path.open("rb") as file:
-        return name, path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
+    return name, (folder / name).stat().st_size, sha256(folder / name)
 
 
 def snapshot(folder, sizes):
@@ -91,8 +90,8 @@ class Lying(swarm.Node):
 class Swarm:
     """A seed's folder, and as many nodes as a test starts."""
 
-    def __init__(self, base, sizes=None, nodes=3, seeds=1):
-        self.base, self.source = base, base / "source"
+    def __init__(self, base, sizes=None, nodes=3, seeds=1, grace=10):
+        self.base, self.source, self.grace = base, base / "source", grace
         self.files = snapshot(self.source, sizes or {"a.bin": 6 * MIB, "b/c.bin": 5 * MIB + 17, "d.json": 99})
         self.bytes = sum(size for _, size, _ in self.files)
         self.names = addresses(nodes + seeds)
@@ -112,7 +111,7 @@ class Swarm:
 
     def start(self, number, kind=swarm.Node, manifest=None, files=None, commit="commit", secret=SECRET,
               on_progress=lambda have, total: None, on_proven=lambda: None, patience=20,
-              grace=1):  # fmt: skip
+              grace=None):  # fmt: skip
         """Number 0 and on are seeds. The future's result is the node's Stats."""
         if manifest is None:
             given = files or self.files
@@ -122,7 +121,7 @@ class Swarm:
 
         def run():
             try:
-                return node.run(on_progress, on_proven, patience, grace)
+                return node.run(on_progress, on_proven, patience, grace or self.grace)
             finally:
                 node.stop()
 
@@ -189,7 +188,7 @@ def test_two_seeds_share_the_work(tmp_path):
 
 
 def test_two_seeds_of_which_one_never_comes(tmp_path):
-    with Swarm(tmp_path, seeds=2) as these:
+    with Swarm(tmp_path, seeds=2, grace=2) as these:
         [future.result() for future in these.start_all(but=[1])]
     assert these.right(2, 3, 4)
 
@@ -208,7 +207,7 @@ def test_seeds_that_have_a_part_each_complete_each_other(tmp_path):
         futures = [these.start(n, manifest=manifests[n] if n < 2 else None) for n in range(5)]
         stats = [future.result() for future in futures]
         assert these.right(0, 1, 2, 3, 4)
-    assert sum(node.wasted for node in stats) == 0
+    assert sum(node.wasted for node in stats) <= swarm.BATCH * PIECE  # or one was slow, and asked again
 
 
 def test_one_that_joins_late_gets_everything(tmp_path):
@@ -222,7 +221,7 @@ def test_one_that_joins_late_gets_everything(tmp_path):
 
 
 def test_one_that_is_killed_hurts_nobody(tmp_path):
-    with Swarm(tmp_path) as these, these.process(3) as child:
+    with Swarm(tmp_path, grace=2) as these, these.process(3) as child:
         running = [these.start(0, kind=Slow), these.start(1), these.start(2)]
         these.wait_for_bytes(3, these.bytes // 4)
         child.send_signal(signal.SIGKILL)
@@ -235,7 +234,7 @@ def test_one_that_is_killed_hurts_nobody(tmp_path):
 
 def test_one_that_was_killed_resumes_where_it_was(tmp_path):
     with Swarm(tmp_path, {"a.bin": 20 * MIB}) as these:
-        running = [these.start(number, kind=Slow, grace=10) for number in range(3)]
+        running = [these.start(number, kind=Slow) for number in range(3)]
         with these.process(3) as child:
             these.wait_for_bytes(3, these.bytes // 2)
             child.send_signal(signal.SIGKILL)
@@ -262,7 +261,7 @@ def test_what_is_on_the_disk_is_not_trusted(tmp_path):
 
 @pytest.mark.parametrize("speak", [b"", b"GET / HTTP/1.1\r\n\r\n"], ids=["silent", "babbling"])
 def test_one_that_hangs_hurts_nobody(tmp_path, speak):
-    with Swarm(tmp_path) as these, socket.create_server(swarm.address(these.names[3])) as hung:
+    with Swarm(tmp_path, grace=2) as these, socket.create_server(swarm.address(these.names[3])) as hung:
         connections, hung_up = [], threading.Event()
 
         def accept():
@@ -285,7 +284,7 @@ def test_one_that_hangs_hurts_nobody(tmp_path, speak):
 
 
 def test_one_that_stops_in_the_middle_hurts_nobody(tmp_path):
-    with Swarm(tmp_path) as these, these.process(3) as child:
+    with Swarm(tmp_path, grace=2) as these, these.process(3) as child:
         running = [these.start(0, kind=Slow), these.start(1), these.start(2)]
         these.wait_for_bytes(3, these.bytes // 4)
         child.send_signal(signal.SIGSTOP)
@@ -304,7 +303,7 @@ def test_one_that_lies_is_named_and_dropped_and_its_pieces_come_from_others(tmp_
 
 
 def test_a_seed_that_lies_about_pieces_is_found_by_the_hubs_checksum(tmp_path):
-    with Swarm(tmp_path, nodes=2) as these:
+    with Swarm(tmp_path, nodes=2, grace=3) as these:
         liar = make(these.source, these.files, "commit")
         with (these.source / "b/c.bin").open("r+b") as file:
             file.write(b"damage")
@@ -333,7 +332,7 @@ def test_a_seed_whose_files_are_wrong_is_refused_before_it_deals(tmp_path):
 @pytest.mark.parametrize("other", [{"secret": b"another"}, {"commit": "another"}], ids=str)
 def test_another_secret_or_commit_learns_nothing(tmp_path, other):
     with Swarm(tmp_path, nodes=1) as these:
-        seed = these.start(0, grace=3)
+        seed = these.start(0, grace=1.5)
         with pytest.raises(SwarmError, match="nothing came for 1 s") as refused:
             these.start(1, patience=1, **other).result()
         assert seed.result().sent == 0
@@ -342,7 +341,7 @@ def test_another_secret_or_commit_learns_nothing(tmp_path, other):
 
 
 def test_two_runs_at_one_address_are_refused(tmp_path):
-    with Swarm(tmp_path, nodes=1) as these:
+    with Swarm(tmp_path, nodes=1, grace=1) as these:
         seed = these.start(0)
         time.sleep(0.3)
         with pytest.raises(SwarmError, match=f"^{these.names[0]}: Address already in use"):
@@ -394,7 +393,7 @@ def test_the_folder_may_be_renamed_once_it_is_proven(tmp_path):
     with Swarm(tmp_path) as these:
         final = tmp_path / "final"
         rename = lambda: these.folder(1).rename(final)  # noqa: E731
-        running = [these.start(0, kind=Slow, grace=5), these.start(1, on_proven=rename, grace=5)]
+        running = [these.start(0, kind=Slow), these.start(1, on_proven=rename)]
         these.wait_for_bytes(1, these.bytes - MIB)
         running += [these.start(2), these.start(3)]
         for future in running:
@@ -408,7 +407,7 @@ def test_a_full_disk_is_an_oserror_and_the_next_run_goes_on(tmp_path):
     with Swarm(tmp_path, {"a.bin": 8 * MIB}, nodes=2) as these:
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", these.folder(1)], check=True)
         try:
-            running = [these.start(number, grace=10) for number in range(3)]
+            running = [these.start(number) for number in range(3)]
             with pytest.raises(OSError) as raised:
                 running[1].result()
             assert raised.value.errno == errno.ENOSPC

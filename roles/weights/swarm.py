@@ -40,6 +40,7 @@ BLOCK = 1 << 20  # bytes read, hashed or sent in one call
 CHUNK = 1 << 18  # bytes received in one call
 TIMEOUT = 10  # seconds without a byte after which a connection is given up
 HURRY = 2  # the same, of those that bring lost pieces: another may have them, too
+PULSE = 1.0  # seconds between signs of life
 RETRY = 0.5  # seconds between attempts to reach a node
 QUIET = 1.0  # seconds of less than a quarter of the usual rate after which lost pieces are asked for
 BATCH = 8  # pieces asked for again at once
@@ -246,11 +247,11 @@ class Node:
         while True:
             with self.changed:
                 if not self.error and (proven or not self.complete):
-                    self.changed.wait(1)
+                    self.changed.wait(PULSE)
                 if self.error:
                     raise self.error
             now = time.monotonic()
-            if now >= shown + 1 or self.complete and not proven:
+            if now >= shown + PULSE or self.complete and not proven:
                 shown = now
                 on_progress(self.have_bytes, self.manifest.bytes)
             if self.complete and not proven:
@@ -441,9 +442,13 @@ class Node:
                 request = {"me": self.me, "run": self.manifest.name, "want": want, "lacks": hex(lacks)}
             line = json.dumps({**request, "done": self.complete}).encode()
             sock.sendall(struct.pack("!I", len(line)) + line)
-            if exactly(sock, 1) != b"=":
+            answer = exactly(sock, 1)
+            if answer == b"!":
                 raise ConnectionError("it spreads another snapshot, or not to us")
-            self.heard[name] = time.monotonic()
+            with self.changed:
+                self.heard[name] = time.monotonic()
+                if answer == b"+":
+                    self.done.add(name)
             yield sock
 
     def serve(self, sock: socket.socket) -> None:
@@ -458,7 +463,7 @@ class Node:
             name, lacks = request["me"], int(request["lacks"], 16) & self.manifest.everything
             if request["run"] != self.manifest.name or name not in self.heard:
                 return sock.sendall(b"!")
-            sock.sendall(b"=")
+            sock.sendall(b"+" if self.complete else b"=")
             with self.changed:
                 self.heard[name] = time.monotonic()
                 (self.done.add if request["done"] else self.done.discard)(name)
@@ -485,7 +490,7 @@ class Node:
                     index, all_dealt = DEALT, True
                 else:
                     if relayed == len(self.first_hand) and not self.stopping:
-                        self.more.wait(1)
+                        self.more.wait(PULSE)
                     while relayed < len(self.first_hand) and index == IDLE:
                         if lacks >> self.first_hand[relayed] & 1:
                             index = self.first_hand[relayed]
@@ -538,6 +543,8 @@ class Node:
                 if not all(self.manifest.hashes):
                     if name in self.seeds:
                         self.learn(name)
+                        if all(self.manifest.hashes):
+                            continue
                 elif name not in self.stats.dropped:
                     with self.call(name, "all") as sock:
                         self.take_all(sock, name)
@@ -571,7 +578,7 @@ class Node:
         while not self.stopping:
             index = word(sock)
             self.heard[name] = now = time.monotonic()
-            if now > said + 1 and not lost:
+            if now > said + PULSE / 2 and not lost:
                 sock.send(b".")  # we live
                 said = now
             if index == DEALT:

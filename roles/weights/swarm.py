@@ -37,7 +37,9 @@ from functools import partial
 from typing import NamedTuple
 
 BLOCK = 1 << 20  # bytes read, hashed or sent in one call
-CHUNK = 1 << 18  # bytes received in one call
+CHUNK = 1 << 18  # bytes received in one call, or queued for sending
+LEAD = 2  # pieces that a node may be behind in relaying before it takes no more from a seed
+CREDIT = 4  # pieces that a seed deals to a node before it hears that they were taken
 TIMEOUT = 10  # seconds without a byte after which a connection is given up
 HURRY = 2  # the same, of those that bring lost pieces: another may have them, too
 PULSE = 1.0  # seconds between signs of life
@@ -220,6 +222,7 @@ class Node:
         self.have_bytes = sum(map(manifest.length, known))
         self.unread = 0  # pieces that may be on the disk from an earlier run
         self.first_hand: list[int] = []  # what we relay
+        self.relayed: dict[socket.socket, tuple[int, float]] = {}  # how many to each, and when
         self.undealt = self.have
         if self.have == manifest.everything and me in seeds:  # every seed deals its share
             self.undealt = sum(1 << index for index in known[seeds.index(me) :: len(seeds)])
@@ -412,6 +415,8 @@ class Node:
             for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
                 sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", timeout, 0))
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # A long queue would hide that a node is behind.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, CHUNK)
             with self.changed:
                 if self.stopping:
                     raise ConnectionError("the run ends")
@@ -421,6 +426,7 @@ class Node:
             finally:
                 with self.changed:
                     del self.sockets[sock]
+                    self.relayed.pop(sock, None)
 
     def sign(self, role: bytes, *said: bytes) -> bytes:
         return hmac.digest(self.secret, b"rackserve swarm " + role + b"".join(said), "sha256")
@@ -478,28 +484,43 @@ class Node:
     # What we send
 
     def deal_and_relay(self, sock: socket.socket, name: str, lacks: int) -> None:
-        relayed, all_dealt = 0, False
+        relayed, owed, all_dealt = 0, 0, False
+        taken = select.poll()
+        taken.register(sock, select.POLLIN)
         while not self.stopping:
             with self.changed:
                 index, relay = IDLE, 0
-                if ours := lacks & self.undealt:
+                ours = lacks & self.undealt
+                if ours and owed < CREDIT:
+                    owed += 1
                     index = (ours & -ours).bit_length() - 1
                     self.undealt ^= 1 << index
                     relay = RELAY
-                elif not all_dealt:
+                elif not ours and not all_dealt:
                     index, all_dealt = DEALT, True
                 else:
-                    if relayed == len(self.first_hand) and not self.stopping:
+                    if not ours and relayed == len(self.first_hand) and not self.stopping:
                         self.more.wait(PULSE)
                     while relayed < len(self.first_hand) and index == IDLE:
                         if lacks >> self.first_hand[relayed] & 1:
                             index = self.first_hand[relayed]
                         relayed += 1
-            self.send(sock, index, relay)
+                        self.relayed[sock] = relayed, time.monotonic()
+            if index != IDLE or not ours or not taken.poll(PULSE * 1000):
+                self.send(sock, index, relay)
             with suppress(BlockingIOError):
-                if not sock.recv(BATCH, socket.MSG_DONTWAIT):
+                said = sock.recv(BATCH, socket.MSG_DONTWAIT)
+                if not said:
                     return
+                owed -= said.count(b"+")
                 self.heard[name] = time.monotonic()
+
+    def behind(self) -> bool:
+        """True when our own link is what the others wait for, not the link of one of them."""
+        with self.changed:
+            lately = time.monotonic() - 1
+            lags = sorted(len(self.first_hand) - count for count, at in self.relayed.values() if at > lately)
+            return len(lags) > 1 and lags[(len(lags) - 1) // 2] > LEAD
 
     def give(self, sock: socket.socket, lacks: int) -> None:
         """Some of what another lost. A seed gives each piece to one node, which relays it."""
@@ -605,6 +626,10 @@ class Node:
                 self.take(index, piece, digest.digest() == self.manifest.hashes[index], name, relay)
                 if name in self.stats.dropped:
                     return
+                if relay and not lost:
+                    while self.behind() and not self.pause(0.01):
+                        pass  # meanwhile the seed deals to others
+                    sock.send(b"+")  # we took it
 
     def take(self, index: int, piece: memoryview, right: bool, name: str, relay: int) -> None:
         with self.changed:

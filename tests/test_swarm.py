@@ -44,6 +44,12 @@ def impatient(monkeypatch):
     monkeypatch.setattr(swarm, "RETRY", 0.1)
 
 
+@pytest.fixture
+def unhurried(monkeypatch):
+    """On a busy machine a moment of silence is no loss: nothing is asked for twice."""
+    monkeypatch.setattr(swarm, "QUIET", 20)
+
+
 @pytest.fixture(autouse=True)
 def nothing_left():
     threads, files = set(threading.enumerate()), os.listdir("/proc/self/fd")
@@ -160,7 +166,7 @@ class Swarm:
         return all(entry(self.folder(number), file[0]) == file for number in numbers for file in self.files)
 
 
-def test_everyone_gets_everything_and_the_seed_sends_it_once(tmp_path):
+def test_everyone_gets_everything_and_the_seed_sends_it_once(tmp_path, unhurried):
     with Swarm(tmp_path, nodes=4) as these:
         seed, *others = [future.result() for future in these.start_all()]
     assert these.right(1, 2, 3, 4)
@@ -170,7 +176,7 @@ def test_everyone_gets_everything_and_the_seed_sends_it_once(tmp_path):
     assert all((node.wasted, node.dropped) == (0, {}) for node in others)
 
 
-def test_the_seed_may_start_last(tmp_path):
+def test_the_seed_may_start_last(tmp_path, unhurried):
     with Swarm(tmp_path) as these:
         others = these.start_all(but=[0])
         time.sleep(1)
@@ -179,7 +185,7 @@ def test_the_seed_may_start_last(tmp_path):
     assert these.right(1, 2, 3) and seed.sent == these.bytes
 
 
-def test_two_seeds_share_the_work(tmp_path):
+def test_two_seeds_share_the_work(tmp_path, unhurried):
     with Swarm(tmp_path, seeds=2) as these:
         stats = [future.result() for future in these.start_all()]
     assert these.right(2, 3, 4)
@@ -193,7 +199,7 @@ def test_two_seeds_of_which_one_never_comes(tmp_path):
     assert these.right(2, 3, 4)
 
 
-def test_seeds_that_have_a_part_each_complete_each_other(tmp_path):
+def test_seeds_that_have_a_part_each_complete_each_other(tmp_path, unhurried):
     with Swarm(tmp_path, nodes=4) as these:
         these.seeds = these.names[:2]
         halves = ["a.bin", "d.json"], ["b/c.bin"]
@@ -207,7 +213,7 @@ def test_seeds_that_have_a_part_each_complete_each_other(tmp_path):
         futures = [these.start(n, manifest=manifests[n] if n < 2 else None) for n in range(5)]
         stats = [future.result() for future in futures]
         assert these.right(0, 1, 2, 3, 4)
-    assert sum(node.wasted for node in stats) <= swarm.BATCH * PIECE  # or one was slow, and asked again
+    assert sum(node.wasted for node in stats) == 0
 
 
 def test_one_that_joins_late_gets_everything(tmp_path):
@@ -229,7 +235,7 @@ def test_one_that_is_killed_hurts_nobody(tmp_path):
         for future in running:
             future.result()
     assert these.right(1, 2)
-    assert time.monotonic() - started < 6
+    assert time.monotonic() - started < 10
 
 
 def test_one_that_was_killed_resumes_where_it_was(tmp_path):
@@ -280,7 +286,7 @@ def test_one_that_hangs_hurts_nobody(tmp_path, speak):
         for connection in connections:
             connection.close()
     assert these.right(1, 2)
-    assert time.monotonic() - started < 6
+    assert time.monotonic() - started < 10
 
 
 def test_one_that_stops_in_the_middle_hurts_nobody(tmp_path):
@@ -421,12 +427,12 @@ def test_a_full_disk_is_an_oserror_and_the_next_run_goes_on(tmp_path):
             subprocess.run(["umount", these.folder(1)], check=True)
 
 
-def test_five_thousand_small_files_are_quick(tmp_path):
+def test_five_thousand_small_files_are_quick(tmp_path, unhurried):
     sizes = {f"folder {number % 50}/{number}.txt": number % 700 for number in range(5000)}
     with Swarm(tmp_path, sizes, nodes=2) as these:
         started = time.monotonic()
         stats = [future.result() for future in these.start_all()]
-        assert time.monotonic() - started < 8
+        assert time.monotonic() - started < 15
     assert these.right(1, 2)
     assert stats[0].sent == these.bytes
 

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from roles import files, replicas, units
-from roles.base.facts import Essentials, KernelSettings, UserId
-from roles.base.operations import kernel_settings, system_user
+from roles.base.facts import Essentials, Installed, KernelSettings, UserId
+from roles.base.operations import kernel_settings, system_packages, system_user
 from roles.files import SecretFile, secret
 from roles.replicas import ReplicaFolders
 from roles.units.facts import InstalledUnits, Unit, UnitState
@@ -284,6 +284,19 @@ def test_a_user_that_exists_is_left_alone_and_another_is_made(on_host):
     assert on_host({UserId: ""}).commands(system_user, user="r", home="/var/lib/r") == [
         "useradd --system --user-group --create-home --home-dir /var/lib/r --shell /usr/sbin/nologin r"
     ]
+
+
+def test_of_packages_those_that_are_installed_are_told():
+    asked = ("bash", "no-such-package")
+    read = subprocess.run(
+        Installed().command(asked), shell=True, check=True, capture_output=True, text=True
+    ).stdout  # fmt: skip
+    assert Installed().process(read.splitlines()) == ["bash"]
+
+
+def test_packages_that_are_installed_are_left_alone(on_host):
+    host = on_host({Installed: ["a", "b", "c"]})
+    assert host.commands(system_packages, packages=("a", "b")) == []
 
 
 def test_a_real_users_id_is_found_and_an_unknown_ones_is_empty():

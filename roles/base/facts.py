@@ -37,6 +37,21 @@ class Essentials(FactBase):
         return None
 
 
+class Installed(FactBase[list[str]]):
+    """Those of the Debian packages that are installed. (DebPackages lists all there are.)"""
+
+    def command(self, packages: Sequence[str]) -> str:
+        format_ = "${db:Status-Abbrev} ${Package}\\n"
+        return f"dpkg-query -W -f '{format_}' {shlex.join(packages)} 2>/dev/null || true"
+
+    def process(self, output: list[str]) -> list[str]:
+        return [line.split()[1] for line in output if line.startswith("ii ")]
+
+    @staticmethod
+    def default() -> list[str]:
+        return []
+
+
 class UserId(FactBase[str]):
     """The numeric id of a user, or the empty string."""
 

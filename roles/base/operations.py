@@ -6,12 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from pyinfra import host, state
 from pyinfra.api import OperationError, QuoteString, StringCommand, operation
-from pyinfra.facts.deb import DebPackages
 from pyinfra.operations import apt
 
 from roles import remote
 
-from .facts import Essentials, KernelSettings, UserId
+from .facts import Essentials, Installed, KernelSettings, UserId
 
 
 @operation()
@@ -32,10 +31,10 @@ def fit() -> Iterator[StringCommand]:
 @operation()
 def system_packages(packages: Sequence[str]) -> Iterator[StringCommand]:
     """Debian packages; the index is fetched only when one is absent, not once a day."""
-    absent = set(packages) - set(host.get_fact(DebPackages))
-    yield from apt.packages._inner(
-        packages=list(packages), update=bool(absent), cache_time=86400, no_recommends=True
-    )
+    if set(packages) <= set(host.get_fact(Installed, packages=tuple(packages))):
+        host.noop("the packages are installed")
+        return
+    yield from apt.packages._inner(packages=list(packages), update=True, cache_time=86400, no_recommends=True)
 
 
 @operation()

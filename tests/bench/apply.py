@@ -16,7 +16,7 @@ from tests.lab import Lab
 from tests.lab.node import Node
 from tests.lab.testing import BIN, REPOSITORY, executions
 
-TIMES = 5
+TIMES = 15
 
 
 @click.command()

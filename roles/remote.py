@@ -37,13 +37,15 @@ def execute(host: Host, command: StringCommand, **connection: Any) -> tuple[bool
     return succeeded, output.stdout, output.stderr
 
 
-_shown = 0
+_shown, _shown_before = 0, False
 
 
 @contextmanager
 def shown(host: Host) -> Iterator[None]:
     """What commands print in here is seen as it comes, by whoever watches the run."""
-    global _shown
+    global _shown, _shown_before
+    if not _shown:
+        _shown_before = host.state.print_output
     _shown += 1
     host.state.print_output = True
     try:
@@ -51,7 +53,7 @@ def shown(host: Host) -> Iterator[None]:
     finally:
         _shown -= 1
         if not _shown:  # other hosts may still be at it
-            host.state.print_output = False
+            host.state.print_output = _shown_before
 
 
 @contextmanager

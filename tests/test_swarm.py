@@ -408,7 +408,7 @@ def test_the_folder_may_be_renamed_once_it_is_proven(tmp_path):
         assert all(entry(final, file[0]) == file for file in these.files)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small tmpfs")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small tmpfs; `make test` is root")
 def test_a_full_disk_is_an_oserror_and_the_next_run_goes_on(tmp_path):
     with Swarm(tmp_path, {"a.bin": 8 * MIB}, nodes=2) as these:
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", these.folder(1)], check=True)

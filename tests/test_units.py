@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import subprocess
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from roles.base.operations import kernel_settings, system_packages, system_user
 from roles.files import SecretFile, secret
 from roles.replicas import ReplicaFolders
 from roles.units.facts import InstalledUnits, Unit, UnitState
+from roles.weights.facts import Room
 
 # systemctl show NAME --timestamp=us+utc --property=... and stat, on Debian 12.
 RUNNING = """\
@@ -321,3 +323,18 @@ def test_a_host_with_nothing_lacks_everything_but_a_password():
     )  # fmt: skip
     lacking = run.stdout.splitlines()
     assert {"python3", "apt"} <= set(lacking)
+
+
+def test_room_is_looked_for_without_making_anything(tmp_path):
+    path = tmp_path / "not/there/main"
+    read = subprocess.run(
+        Room().command(str(path), "c0ffee"), shell=True, check=True, capture_output=True, text=True
+    ).stdout  # fmt: skip
+    assert Room().process(read.splitlines()) == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.05)
+    assert list(tmp_path.iterdir()) == []
+    (path.parent / ".partial-c0ffee").mkdir(parents=True)
+    (path.parent / ".partial-c0ffee/shard").write_bytes(b"x" * 2**20)
+    lines = subprocess.run(
+        Room().command(str(path), "c0ffee"), shell=True, check=True, capture_output=True, text=True
+    ).stdout.splitlines()  # fmt: skip
+    assert Room().process(lines) - Room().process(lines[:1]) >= 2**20

@@ -48,7 +48,8 @@ class Room(FactBase[int]):
         partial = PurePosixPath(path).with_name(f".partial-{commit}")
         folder = shlex.quote(str(partial.parent))
         return (
-            f"mkdir -p {folder}; df --output=avail -B1 {folder} | tail -1; "
+            f'd={folder}; while test ! -d "$d"; do d=$(dirname "$d"); done; '
+            'df --output=avail -B1 "$d" | tail -1; '
             f"du -s -B1 {shlex.quote(str(partial))} 2>/dev/null || true"
         )
 

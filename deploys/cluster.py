@@ -49,6 +49,11 @@ class Cluster:
 
         return [Node(name, own.address, own.gpus, own.gpu) for name, own in self.hosts.items()]
 
+    @property
+    def uplinks(self) -> list[str]:
+        """The hosts that are to download, if some were named."""
+        return [name for name, own in self.hosts.items() if own.uplink]
+
 
 def cluster() -> Cluster:
     """This run's cluster; Refused when the inventory is not one."""

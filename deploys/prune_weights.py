@@ -2,13 +2,15 @@
 
 from pyinfra import host
 
-from deploys.cluster import begin
+from deploys.cluster import begin, cluster
 from roles import runtime, weights
 
 begin()
 
 weights.tool()
-weights.pruned(
-    name="Remove old snapshots",
-    python=f"{runtime.TOOLS}/bin/python", keep=int(host.data.get("_keep", 1)),
-)  # fmt: skip
+copies = weights.copies(weights.disks(list(cluster().hosts), weights.ROOT))
+if copies[host.name] == host.name:
+    weights.pruned(
+        name="Remove old snapshots",
+        python=f"{runtime.TOOLS}/bin/python", keep=int(host.data.get("_keep", 1)),
+    )  # fmt: skip

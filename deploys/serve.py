@@ -4,6 +4,7 @@ from pyinfra import host
 
 import models
 from deploys.cluster import begin, cluster, here, network, on_control, plan
+from models.weights import stored_bytes
 from roles import health, ray, replicas, runtime, secret, service, units, vllm, weights
 from roles.barrier import barrier
 
@@ -43,9 +44,14 @@ for replica in host.loop([replica for replica in mine if vllm.units(replica, hos
     vllm.server(
         replica,
         host.name,
-        arguments=vllm.arguments(
-            model, replica, host.name, model_path, template=vllm.template_path(replica) if template else None
-        ),
+        arguments={
+            **weights.load_strategy(
+                weights.disks(replica.hosts, model_path), stored_bytes(model.architecture)
+            ),
+            **vllm.arguments(
+                model, replica, host.name, model_path, vllm.template_path(replica) if template else None
+            ),
+        },
         environment=environment,
         variables={**network(), **ray.driver(replica), **vllm.variables(model, service.CACHE)},
         api_key=own.api_key or secret.derive(seed, "api key"),

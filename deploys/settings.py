@@ -21,11 +21,12 @@ RUNTIMES = ("cuda", "cpu")
 OPTIMIZE = ("latency", "throughput")
 
 #: What may differ between hosts.
-PER_HOST = ("plugins", "wheelhouse", "hf_endpoint", "hf_token", "address", "interface", "gpu", "gpus")
+PER_HOST = ("plugins", "wheelhouse", "hf_endpoint", "hf_token", "mirror", "mirror_options", "uplink",
+            "address", "interface", "gpu", "gpus")  # fmt: skip
 
 #: What is text where it is set. A secret is not: api_key has a check of its own.
-TEXT = ("model", "revision", "weights_path", "preset", "plugins", "wheelhouse", "hf_endpoint", "interface",
-        "gpu")  # fmt: skip
+TEXT = ("model", "revision", "weights_path", "preset", "plugins", "wheelhouse", "hf_endpoint", "mirror",
+        "interface", "gpu")  # fmt: skip
 
 #: See models.plan.Ports.
 TAKEN_PORTS = range(20000, 32768)
@@ -59,8 +60,11 @@ class Settings:
     wheelhouse: str | None = None  # a folder or URL; then no package index is asked
     hf_endpoint: str | None = None
     hf_token: str | None = field(default=None, repr=False)  # HF_TOKEN unless set
+    mirror: str | None = field(default=None, repr=False)  # instead of the hub: a folder, http(s):// or s3://
+    mirror_options: Mapping[str, str] = field(default_factory=dict, repr=False)  # see docs/weights.md
 
     # Each host
+    uplink: bool = False  # it downloads; the first of the plan unless some host says so
     address: str = ""  # on the network between the nodes; ssh_hostname unless set
     interface: str | None = None  # of that address; found on the node unless set
     gpus: int = 8
@@ -82,9 +86,14 @@ class Settings:
                 _at_least(name, getattr(self, name), 1)
         _at_least("gpus", self.gpus, 0)
         _is_address(self.address)
-        for name in ("vllm_args", "vllm_env"):
+        for name in ("vllm_args", "vllm_env", "mirror_options"):
             if not isinstance(getattr(self, name), Mapping):
                 raise InventoryError(f"{name} is {getattr(self, name)!r}: must be a dictionary")
+        if not isinstance(self.uplink, bool):
+            raise InventoryError(f"uplink is {self.uplink!r}: must be True or False")
+        for name, value in self.mirror_options.items():
+            if not isinstance(value, str):
+                raise InventoryError(f"mirror_options: {name} must be text, in quotes")
         for name, value in self.vllm_env.items():
             if not isinstance(value, str):
                 raise InventoryError(f"vllm_env: {name} is {value!r}: must be text, in quotes")

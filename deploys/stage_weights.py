@@ -8,33 +8,41 @@ from roles.barrier import barrier
 
 own, model, control = here(), plan().model, cluster().control
 python = f"{runtime.TOOLS}/bin/python"
-hub = weights.Hub(own.hf_endpoint, own.hf_token)
-nodes = {name: cluster().hosts[name].address for name in plan().hosts}
-mine = host.name in nodes
+source = weights.Source(own.hf_endpoint, own.hf_token, own.mirror, own.mirror_options)
 
 begin()
 
 weights.tool()
 if own.weights_path is None:
+    uplinks = cluster().uplinks or plan().hosts[:1]
+    copies = weights.copies(weights.disks([*uplinks, *plan().hosts], weights.ROOT))
+    uplinks = [name for name in uplinks if copies[name] == name]
+    nodes = {name: cluster().hosts[name].address for name in dict.fromkeys(copies.values())}
     if on_control():
-        weights.resolved(name=f"Resolve {model.repository}", python=python, model=model, hub=hub)
+        weights.resolved(name=f"Resolve {model.repository}", python=python, model=model, source=source)
     barrier(name="The commit is known")
-    if mine:
+    if host.name in nodes:
         weights.roomy(name="Look for room", python=python, model=model, control=control)
     barrier(name="There is room everywhere")
-    if host.name == next(iter(nodes)):
+    if host.name in uplinks:
         weights.downloaded(
             name=f"Download {model.repository}",
-            python=python, model=model, hub=hub, control=control, among=list(nodes),
+            python=python, model=model, source=source, control=control, among=list(nodes), uplinks=uplinks,
         )  # fmt: skip
-    barrier(name="A host has the weights")
-    if mine:
+    barrier(name="What the hub has is here")
+    if host.name in nodes:
         weights.staged(
             name=f"Stage {model.repository}",
-            python=python, model=model, control=control, among=nodes,
+            python=python, model=model, control=control, among=nodes, uplinks=uplinks,
             secret=secret.derive(secret.value(control), f"weights {model.repository}"),
         )  # fmt: skip
-elif mine:
+    barrier(name="Every copy is whole")
+    if host.name in copies and host.name not in nodes:
+        weights.shared(
+            name=f"Look for {model.repository} on the shared file system",
+            python=python, model=model, control=control, with_=copies[host.name],
+        )  # fmt: skip
+elif host.name in plan().hosts:
     weights.usable(
         name=f"Check {own.weights_path}",
         python=python, folder=own.weights_path, model=model,

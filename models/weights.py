@@ -14,7 +14,7 @@ from .architecture import BYTES, Architecture, Dtype
 from .layers import FP8_BLOCK, Rows, Split, Tensor, padded
 
 __all__ = ["FP8_BLOCK", "Split", "Tensor", "extra_bytes", "padded", "parameters", "part_bytes", "stages",
-           "tensors"]  # fmt: skip
+           "stored_bytes", "tensors"]  # fmt: skip
 
 
 def stages(layers: int, pipeline: int) -> list[int]:
@@ -86,6 +86,11 @@ _QUANTIZED = (
     "mlp.gate_proj", "mlp.down_proj", "mlp.experts", "mlp.shared_experts.gate_proj",
     "mlp.shared_experts.down_proj",
 )  # fmt: skip
+
+
+def stored_bytes(model: Architecture) -> int:
+    """The bytes of the model's files, as good as all of which are parameters."""
+    return sum(part_bytes(model, Split(), 0, model.dtype).values())
 
 
 def parameters(model: Architecture) -> int:

@@ -58,6 +58,12 @@ def afresh(on: Host, since: float) -> None:
         memory.ahead = {way: asked for way, asked in memory.ahead.items() if asked >= since}
 
 
+def forget(on: Host) -> None:
+    """Something was done to this host by another way than its connection."""
+    if isinstance(memory := getattr(on, "recall", None), Recall):
+        memory.forget()
+
+
 @contextmanager
 def aside() -> Iterator[None]:
     """What this greenlet runs in here is not a fact, and changes nothing that one would see."""
@@ -98,7 +104,7 @@ class Recall:
             return self.get_fact(*args, **kwargs)
 
     def _put_file(self, *args: Any, **kwargs: Any) -> bool:
-        self._forget()
+        self.forget()
         return self.put_file(*args, **kwargs)
 
     def _disconnect(self) -> None:
@@ -111,13 +117,13 @@ class Recall:
             return self._answer(command, *args, **connection)
         if doing == "aside":
             return self.run(command, *args, **connection)
-        self._forget()
+        self.forget()
         try:
             return self.run(command, *args, **connection)
         finally:
-            self._forget()  # what another host's greenlet asked of this one meanwhile
+            self.forget()  # what another host's greenlet asked of this one meanwhile
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         self.touched = True
         self.answers = {}  # a new one: an answer still on its way is put into the old
 

@@ -53,8 +53,9 @@ The commit is known
 Look for room
 There is room everywhere
 Download HuggingFaceTB/SmolLM2-135M-Instruct
-A host has the weights
+What the hub has is here
 Stage HuggingFaceTB/SmolLM2-135M-Instruct
+Every copy is whole
 Every replica has its weights
 """.splitlines()
 

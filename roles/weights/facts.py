@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyinfra.api import FactBase
 
 INSTALLED = "/opt/rackserve/libexec/stage.py"
+
+#: File systems that several hosts may have, by their names in /proc/mounts.
+NETWORK = {
+    "9p", "afs", "beegfs", "ceph", "cifs", "fuse.beegfs", "fuse.ceph", "fuse.cephfs", "fuse.glusterfs",
+    "fuse.juicefs", "fuse.s3fs", "fuse.sshfs", "glusterfs", "gpfs", "lustre", "nfs", "nfs4", "orangefs",
+    "panfs", "pvfs2", "smb3", "virtiofs", "wekafs",
+}  # fmt: skip
 
 #: What `stage.py status` says of a snapshot of which nothing is published.
 ABSENT = "not staged yet"
@@ -70,6 +78,56 @@ class Files(FactBase["dict[str, dict[str, Any]]"]):
     def process(self, output: list[str]) -> dict[str, dict[str, Any]]:
         files: dict[str, dict[str, Any]] = json.loads("\n".join(output))["files"]
         return files
+
+
+class Part(Files):
+    """The same of what an uplink has downloaded of a commit; {} when it has no part of it."""
+
+    def command(self, path: str, commit: str) -> str:
+        return f"cat {shlex.quote(str(PurePosixPath(path).with_name(f'.partial-{commit}.json')))} || true"
+
+    @staticmethod
+    def default() -> dict[str, dict[str, Any]]:
+        return {}
+
+
+class Disk(NamedTuple):
+    """What a folder is on."""
+
+    kind: str = ""  # of file system, as mount says it
+    place: str = ""  # the same on all hosts that share it
+    rotates: bool = False
+    memory: int = 0  # bytes of the host's, which may hold what was read
+
+    @property
+    def is_shared(self) -> bool:
+        """True for a file system that other hosts may have, too."""
+        return self.kind in NETWORK
+
+
+class DiskOf(FactBase[Disk]):
+    """What a path is on, or will be: its nearest folder that there is counts."""
+
+    def command(self, path: str) -> str:
+        return (
+            f"p=$(realpath -m {shlex.quote(path)}); d=$p; "
+            'while test ! -e "$d"; do d=$(dirname "$d"); done; '
+            'set -- $(findmnt -nr -o MAJ:MIN,FSTYPE,SOURCE,TARGET -T "$d" | tail -1); '
+            'r=$(cat "/sys/dev/block/$1/queue/rotational" "/sys/dev/block/$1/../queue/rotational" '
+            "2>/dev/null | head -1); grep MemTotal: /proc/meminfo; "
+            'printf "%s\\n" "$2" "$3" "$4" "$p" "${r:-0}"'
+        )
+
+    def process(self, output: list[str]) -> Disk:
+        memory, kind, source, target, path, rotational = output
+        inside = PurePosixPath(path).relative_to(
+            re.sub(r"\\x(..)", lambda found: chr(int(found[1], 16)), target)
+        )
+        return Disk(kind, f"{source}/{inside}", rotational == "1", int(memory.split()[1]) * 1024)
+
+    @staticmethod
+    def default() -> Disk:
+        return Disk()
 
 
 class Snapshot(FactBase["str | None"]):

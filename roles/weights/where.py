@@ -1,0 +1,74 @@
+"""Where a snapshot comes from, and where it is put on a node."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from pyinfra.api import Host
+
+from .facts import Commit
+
+ROOT = "/var/lib/rackserve/weights"
+
+#: Where a node gives what it has to the others, while a snapshot goes round.
+PORT = 19870
+
+
+class Staged(Protocol):
+    """What can be staged: a model, or a payload."""
+
+    @property
+    def repository(self) -> str: ...
+    @property
+    def revision(self) -> str: ...
+    @property
+    def numbers(self) -> Mapping[str, Any]: ...
+    @property
+    def ignore(self) -> Sequence[str]: ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where snapshots come from: a mirror if there is one, else the hub.
+
+    None as `endpoint` is huggingface_hub's own default.
+    """
+
+    endpoint: str | None = None
+    token: str | None = field(default=None, repr=False)
+    mirror: str | None = field(default=None, repr=False)
+    mirror_options: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """What a node that downloads is told by stdin."""
+        if self.mirror:
+            return {"mirror": self.mirror, "mirror_options": dict(self.mirror_options)}
+        return {"token": self.token} if self.token else {}
+
+
+def path(model: Staged) -> str:
+    """Where vLLM finds the model; a link that is swapped when another commit is staged."""
+    return _path(model.repository, model.revision)
+
+
+def recorded(control: Host, repository: str, revision: str) -> str:
+    """The commit that the control host recorded for a revision; "" when it has none."""
+    commit: str = control.get_fact(Commit, path=_path(repository, revision))
+    return commit
+
+
+def expected(model: Staged) -> str:
+    """The numbers of config.json that the model's file promises, as JSON."""
+    return json.dumps(dict(model.numbers), sort_keys=True)
+
+
+def _path(repository: str, revision: str) -> str:
+    return f"{ROOT}/{_flat(repository)}/{_flat(revision)}"
+
+
+def _flat(name: str) -> str:
+    return name.replace("/", "--")

@@ -95,6 +95,12 @@ def plan() -> Plan:
     return _refusing(_make_plan)
 
 
+def payloads() -> list[weights.Payload]:
+    """The folders that `--data _folders=A,B` names."""
+    folders = str(host.data.get("_folders") or "").split(",")
+    return _refusing(lambda: [weights.Payload(folder.rstrip("/") or folder) for folder in folders])
+
+
 def network() -> dict[str, str]:
     """The network variables of this host; Refused when it has no such address."""
     own = here()

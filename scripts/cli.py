@@ -15,8 +15,8 @@ from scripts.refusal import Refused
 #: Each command and its module, which is imported when the command is used: the lab's takes
 #: pyinfra's second.
 COMMANDS = {
-    "plan": "plan", "models": "plan", "deploy": "deploy", "stage": "stage", "unlock": "deploy",
-    "status": "status", "logs": "status", "chat": "chat", "lab": "lab", "demo": "demo",
+    "plan": "plan", "models": "plan", "deploy": "deploy", "stage": "stage", "spread": "spread",
+    "unlock": "deploy", "status": "status", "logs": "status", "chat": "chat", "lab": "lab", "demo": "demo",
 }  # fmt: skip
 
 

@@ -65,6 +65,7 @@ COMMANDS = {
     ("logs",): ["--inventory", "--part", "--lines"],
     ("chat",): ["--inventory", "--max-tokens", "--temperature", "QUESTION"],
     ("stage",): ["--inventory", "--list", "--verify", "--prune", "--revision", "--dry", "MODEL"],
+    ("spread",): ["--inventory", "--dry", "FOLDER", "second run changes nothing"],
     ("lab",): [
         "up",
         "down",

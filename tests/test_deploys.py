@@ -48,6 +48,7 @@ Weights | Install snapshots.py
 Weights | Install swarm.py
 Weights | Install spread.py
 Weights | Install stage.py
+Weights | Install tree.py
 Resolve HuggingFaceTB/SmolLM2-135M-Instruct
 The commit is known
 Look for room

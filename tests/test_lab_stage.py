@@ -167,3 +167,27 @@ def test_old_snapshots_are_pruned_and_what_it_frees_is_said(lab: list[Node]) -> 
     done = rackserve("stage", "--prune", "1", "-i", "lab")
     assert done.code == 0 and re.search(r"snapshot-0old: frees 0\.\d+ GB", done.said)
     assert "0old" not in lab[0].sudo(f"ls {FOLDER}") and len(digests(lab)) == 1
+
+
+def test_an_environment_made_on_the_head_is_put_on_the_others(lab: list[Node]) -> None:
+    lab[0].sudo('python3 -m venv /srv/env && touch "/srv/env/größe und form" && mkdir /srv/env/empty')
+    lab[1].sudo("mkdir -p /srv/env/bin && touch /srv/env/stray")
+    outcome = rackserve("spread", "/srv/env", "-i", "lab")
+    assert outcome.code == 0, outcome.said
+    found = "find . -not -type d -printf %P:%m:%u:%s:%T@:%l\\\\n; find . -type d -printf %P:%m\\\\n"
+    seen = {node.sudo(f"cd /srv/env && ({found}) | sort | sha256sum") for node in lab}
+    assert len(seen) == 1
+    assert "(3," in lab[2].sudo('/srv/env/bin/python -c "import sys, pip; print(sys.version_info[:2])"')
+    again = pyinfra("spread", _folders="/srv/env")
+    assert (again.code, again.changed) == (0, {})
+    assert lab[2].sudo("ls /var/lib/rackserve/weights | grep folder || true") == ""
+
+
+def test_a_folder_that_the_head_has_not_or_that_is_the_systems_is_refused(lab: list[Node]) -> None:
+    lab[1].sudo("mkdir -p /srv/only-here && touch /srv/only-here/file")
+    outcome = rackserve("spread", "/srv/only-here", "-i", "lab")
+    assert outcome.code == 1
+    assert "node1: /srv/only-here: there is no such folder to spread" in outcome.said
+    assert lab[1].sudo("ls /srv/only-here").strip() == "file"
+    outcome = rackserve("spread", "/etc/ssh", "-i", "lab")
+    assert outcome.code == 2 and "/etc is the system" in outcome.said

@@ -15,15 +15,17 @@ from pyinfra.operations import files
 from .disks import copies, disks, load_strategy
 from .facts import INSTALLED, Snapshots
 from .operations import downloaded, pruned, required, resolved, roomy, shared, staged, usable, verified
+from .payloads import Payload, differing, dropped, packed, unpacked
 from .where import ROOT, Source, expected, path, recorded
 
 __all__ = [
-    "ROOT", "Snapshots", "Source", "copies", "disks", "downloaded", "expected", "load_strategy", "path",
-    "pruned", "recorded", "required", "resolved", "roomy", "shared", "staged", "tool", "usable", "verified",
+    "ROOT", "Payload", "Snapshots", "Source", "copies", "differing", "disks", "downloaded", "dropped",
+    "expected", "load_strategy", "packed", "path", "pruned", "recorded", "required", "resolved", "roomy",
+    "shared", "staged", "tool", "unpacked", "usable", "verified",
 ]  # fmt: skip
 
 #: What runs on a node: stage.py, and what it imports.
-SCRIPTS = ("snapshots.py", "swarm.py", "spread.py", "stage.py")
+SCRIPTS = ("snapshots.py", "swarm.py", "spread.py", "stage.py", "tree.py")
 
 
 @deploy("Weights")

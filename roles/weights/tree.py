@@ -1,0 +1,149 @@
+"""Runs on a node, beside stage.py: a folder of any kind as a snapshot of one file, and back.
+
+    tree.py digest FOLDER                          40 hex digits for what is in it; nothing if absent
+    tree.py pack   FOLDER --path LINK --repository NAME --commit DIGEST
+    tree.py unpack FOLDER --path LINK --commit DIGEST
+    tree.py drop   FOLDER --path LINK              the snapshot goes, the folder stays
+
+What is compared is each file's name, kind, mode, owner, size and time, as rsync does; the bytes that
+travel are proven by their sha256. A folder is replaced as a whole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import grp
+import hashlib
+import os
+import pwd
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import snapshots
+from snapshots import StageError
+
+ARCHIVE = "folder.tar"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("action", choices=ACTIONS)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--path", type=Path)
+    parser.add_argument("--repository")
+    parser.add_argument("--commit", default="")
+    args = parser.parse_args()
+    try:
+        ACTIONS[args.action](args)
+        return 0
+    except StageError as error:
+        print(error, file=sys.stderr)
+    except OSError as error:
+        print(f"{args.folder}: {error.strerror or error}", file=sys.stderr)
+    return 1
+
+
+def digest(folder: Path) -> str:
+    """Names one state of a folder; "" for none."""
+    if not folder.is_dir():
+        return ""
+    seen = hashlib.sha256()
+    for line in entries(folder):
+        seen.update(line)
+    return seen.hexdigest()[:40]
+
+
+def entries(folder: Path) -> Iterator[bytes]:
+    """A line for each thing in a folder, in an order of their names."""
+    for where, folders, files in os.walk(folder):
+        folders.sort()
+        for name in sorted((*folders, *files)):
+            path = os.path.join(where, name)
+            about = os.lstat(path)
+            said = [
+                os.path.relpath(path, folder),
+                oct(about.st_mode),
+                user(about.st_uid),
+                group(about.st_gid),
+            ]
+            if stat.S_ISREG(about.st_mode):
+                said += [str(about.st_size), str(about.st_mtime_ns)]
+            elif stat.S_ISLNK(about.st_mode):
+                said += [os.readlink(path)]
+            yield "\0".join(said).encode(errors="surrogateescape") + b"\n"
+
+
+@cache
+def user(uid: int) -> str:
+    """By its name: the same user may have another number elsewhere."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+@cache
+def group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
+
+
+def pack(args: argparse.Namespace) -> None:
+    partial = snapshots.begun(args.path, args.commit)
+    archive = partial / ARCHIVE
+    archive.unlink(missing_ok=True)
+    size = sum(file.lstat().st_size for file in args.folder.rglob("*") if file.is_file())
+    snapshots.check_space(partial, {ARCHIVE: size})
+    # atime and ctime are of this host; with them the archive would be another each time.
+    tar("--sort=name", "--format=pax", "--pax-option=delete=atime,delete=ctime", "-cf", archive, "-C",
+        args.folder, ".")  # fmt: skip
+    if digest(args.folder) != args.commit:
+        raise StageError(f"{args.folder} changed while it was packed; run it again")
+    made = {ARCHIVE: {"size": archive.stat().st_size, "sha256": snapshots.sha256(archive)}}
+    record = args.path.parent / "commits" / args.path.name
+    record.parent.mkdir(parents=True, exist_ok=True)
+    snapshots.replace(record, f"{args.commit} {made[ARCHIVE]['size']}\n")
+    snapshots.publish(args.path, args.repository, args.commit, made)
+
+
+def unpack(args: argparse.Namespace) -> None:
+    archive = snapshots.place(args.path, args.commit) / ARCHIVE
+    args.folder.parent.mkdir(parents=True, exist_ok=True)
+    new, old = (args.folder.with_name(f".{args.folder.name}.{word}") for word in ("new", "old"))
+    for left in (new, old):
+        shutil.rmtree(left, ignore_errors=True)
+    new.mkdir()
+    free = shutil.disk_usage(new).free
+    if archive.stat().st_size > free:
+        needed = snapshots.megabytes(archive.stat().st_size)
+        raise StageError(f"{args.folder}: {needed} needed, {snapshots.megabytes(free)} free")
+    tar("-xpf", archive, "-C", new)
+    if args.folder.exists():
+        args.folder.rename(old)
+    new.rename(args.folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def drop(args: argparse.Namespace) -> None:
+    shutil.rmtree(args.path.parent, ignore_errors=True)
+
+
+def tar(*words: str | Path) -> None:
+    done = subprocess.run(["tar", *map(str, words)], capture_output=True, text=True)
+    if done.returncode:
+        raise StageError((done.stderr.strip().splitlines() or ["tar failed"])[-1])
+
+
+ACTIONS = {"digest": lambda args: print(digest(args.folder)), "pack": pack, "unpack": unpack, "drop": drop}
+
+
+if __name__ == "__main__":
+    os.umask(0o022)
+    sys.exit(main())

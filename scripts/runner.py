@@ -110,6 +110,20 @@ def seen() -> dict[str, Any]:
     return {name: its.get("seen") for name, its in data.items() if its.get("seen") is not None}
 
 
+def printed(beginning: str) -> dict[str, str]:
+    """{host: the last line that one of its operations printed which begins so}."""
+    from pyinfra.context import ctx_state
+
+    found = {}
+    for host, operations in ctx_state.get().ops.items():
+        for operation in operations.values():
+            meta = operation.operation_meta
+            for line in meta.stdout_lines if meta.is_complete() else ():
+                if line.startswith(beginning):
+                    found[host.name] = line
+    return found
+
+
 def address(host: str) -> str:
     """Where a host of the inventory is reached from here."""
     from pyinfra.context import ctx_state

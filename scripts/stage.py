@@ -54,6 +54,8 @@ def stage(
         words += ["--data", absolute(f"{key}={value}")] if value is not None else []
     runner.run([*words, "--fail-percent", "0"])
     if not dry:
+        for host, row in runner.printed("whole ").items():
+            click.echo(f"{host:10} {row}", err=as_json)
         _list(inventory, as_json)
 
 

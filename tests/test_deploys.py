@@ -44,6 +44,7 @@ STAGE_WEIGHTS = """\
 Check that the host is fit
 Hold the lock
 The lock is held
+Weights | Install progress.py
 Weights | Install snapshots.py
 Weights | Install swarm.py
 Weights | Install spread.py

@@ -25,7 +25,7 @@ __all__ = [
 ]  # fmt: skip
 
 #: What runs on a node: stage.py, and what it imports.
-SCRIPTS = ("snapshots.py", "swarm.py", "spread.py", "stage.py", "tree.py")
+SCRIPTS = ("progress.py", "snapshots.py", "swarm.py", "spread.py", "stage.py", "tree.py")
 
 
 @deploy("Weights")

@@ -54,6 +54,7 @@ def publish(link: Path, repository: str, commit: str, files: Mapping[str, Any]) 
     else:
         partial.rename(final)
     relink(link, final.name)
+    manifest(partial).unlink(missing_ok=True)  # of an uplink's share
 
 
 def check_space(partial: Path, wanted: Mapping[str, int]) -> None:
@@ -136,7 +137,7 @@ def excess(root: Path, keep: int) -> list[dict[str, Any]]:
         kept[one["repository"]] = kept.get(one["repository"], 0) + 1
         if kept[one["repository"]] > keep and not one["revisions"]:
             found.append({"folder": one["folder"], "bytes": one["bytes"]})
-    for left in sorted([*root.glob("*/.partial-*"), *root.glob("*/.old-*")]):
+    for left in sorted([*root.glob("*/.partial-*/"), *root.glob("*/.old-*/")]):
         used = sum(file.stat().st_blocks * 512 for file in left.rglob("*") if file.is_file())
         found.append({"folder": str(left.relative_to(root)), "bytes": used})
     return found

@@ -13,8 +13,7 @@ from typing import Any
 
 import snapshots
 import swarm
-
-SHOWN = 5.0  # seconds between two lines of progress
+from progress import Progress, done
 
 
 def join(
@@ -23,7 +22,8 @@ def join(
     """Take part until every node has it, or is gone.
 
     `said` is what all nodes are told: `files` of the manifest, `secret`, `nodes` and `seeds` as
-    host:port, for how many seconds (`grace`) a silent node is waited for; and `me`.
+    host:port, for how many seconds (`grace`) a silent node is waited for; and `me`. Where no seed has
+    all of it, each is told the `names` of the files that it has.
     """
     files = said["files"]
     final = snapshots.place(link, commit)
@@ -32,7 +32,8 @@ def join(
     how = {"secret": said["secret"].encode(), "grace": said.get("grace", 30), "on_progress": Progress()}
     try:
         _end_earlier(link.parent.parent / ".spreading")
-        if said["me"] in said["seeds"]:
+        names = said.get("names")
+        if said["me"] in said["seeds"] and names is None:
             known = _known(final, swarm.Manifest(given, commit)) or swarm.make(final, given, commit)
             _keep(final, known)
             swarm.run(final, known, **who, **how)
@@ -43,6 +44,8 @@ def join(
                 (partial / name).unlink(missing_ok=True)
         snapshots.check_space(partial, {name: file["size"] for name, file in files.items()})
         pieces = swarm.Manifest(given, commit)
+        if names is not None:
+            pieces = swarm.make(partial, given, commit, names)
 
         def proven() -> None:
             if expected:
@@ -55,6 +58,9 @@ def join(
         raise snapshots.StageError(f"{repository}: {error}; run it again") from None
     for name, why in stats.dropped.items():
         print(f"{name} was not used any more: {why}", flush=True)
+    came = stats.from_seeds + stats.from_nodes
+    first_hand = f"{100 * stats.from_seeds // came} % first-hand" if came else "all was here"
+    print(done(came, stats.seconds, first_hand), flush=True)
 
 
 def _end_earlier(file: Path) -> None:
@@ -79,31 +85,6 @@ def _end_earlier(file: Path) -> None:
 
 
 _open: list[Any] = []
-
-
-class Progress:
-    """A line now and then: how much, how fast, how long still.
-
-    Printing ends the process when nobody is there to read it any more.
-    """
-
-    def __init__(self) -> None:
-        self.started = self.shown = time.monotonic()
-        self.first: int | None = None
-
-    def __call__(self, have: int, total: int) -> None:
-        now = time.monotonic()
-        if self.first is None:
-            self.first = have
-        if now - self.shown < SHOWN:
-            return
-        self.shown = now
-        if have == total:
-            print(f"has all {total / 1e9:,.2f} GB, and gives it to others", flush=True)
-            return
-        rate = (have - self.first) / (now - self.started)  # bytes a second
-        left = f"{(total - have) / rate:,.0f} s left" if rate else "nothing comes"
-        print(f"{have / 1e9:,.2f} of {total / 1e9:,.2f} GB  {rate / 1e6:,.0f} MB/s  {left}", flush=True)
 
 
 def _pieces(final: Path) -> Path:

@@ -4,12 +4,13 @@ import json
 import re
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.lab.node import Node
-from tests.lab.paths import STATE
+from tests.lab.paths import STATE, USER
 from tests.lab.shell import wait_until
 from tests.lab.testing import BIN, REPOSITORY, pyinfra, rackserve
 
@@ -191,3 +192,51 @@ def test_a_folder_that_the_head_has_not_or_that_is_the_systems_is_refused(lab: l
     assert lab[1].sudo("ls /srv/only-here").strip() == "file"
     outcome = rackserve("spread", "/etc/ssh", "-i", "lab")
     assert outcome.code == 2 and "/etc is the system" in outcome.said
+
+
+FILER = "/srv/filer"
+
+
+@pytest.fixture
+def filer(lab: list[Node]) -> Iterator[None]:
+    """A real network file system: a folder of node1's is what node2 and node3 have for their weights."""
+    lab[0].sudo(f"rm -rf {FILER} && mkdir {FILER}")
+    server = 'sftp_server="/usr/bin/sudo /usr/lib/openssh/sftp-server",StrictHostKeyChecking=no'
+    for node in lab[1:]:
+        node.sudo("test -e /dev/fuse || mknod /dev/fuse c 10 229; mkdir -p /var/lib/rackserve/weights")
+        node.sudo("which sshfs >/dev/null || apt-get install -y -qq --no-install-recommends sshfs >/dev/null")
+        node.sudo('test -e /root/.ssh/id || ssh-keygen -q -t ed25519 -N "" -f /root/.ssh/id')
+        lab[0].sudo(f"echo {node.sudo('cat /root/.ssh/id.pub').strip()} >> /home/{USER}/.ssh/authorized_keys")
+        node.sudo(
+            f"sshfs -o {server},allow_other,IdentityFile=/root/.ssh/id"
+            f" {USER}@{lab[0].address}:{FILER} /var/lib/rackserve/weights"
+        )
+    yield
+    for node in lab[1:]:
+        node.sudo("umount /var/lib/rackserve/weights")
+    lab[0].sudo(f"rm -r {FILER} && sed -i /root@node/d /home/{USER}/.ssh/authorized_keys")
+
+
+def test_hosts_that_share_a_file_system_have_one_copy_on_it(
+    lab: list[Node], filer: None, asked: Asked
+) -> None:
+    stage()
+    assert asked.shards <= 1
+    folder = FOLDER.replace("/var/lib/rackserve/weights", FILER)
+    assert lab[0].sudo(f"ls -d {folder}/snapshot-*/{SHARD}").count("snapshot") == 1
+    assert len(digests(lab)) == 1
+    outcome = pyinfra("stage_weights", **TP3)
+    assert (outcome.code, outcome.changed) == (0, {})
+    lab[1].sudo(f"touch {LINK}/{SHARD}")
+    stage()  # node3 may see the old time for a while
+    assert rackserve("stage", "--verify", "-i", "lab").code == 0
+
+
+def test_several_uplinks_share_the_download(lab: list[Node], asked: Asked) -> None:
+    clear(lab)
+    uplinks = {"inventory": "tests/lab/uplinks.py"}
+    outcome = pyinfra("stage_weights", **TP3, **uplinks)
+    assert outcome.code == 0, outcome.said
+    assert sum("Download" in name for name in outcome.changed) == 1
+    assert asked.shards == 1 and len(digests(lab)) == 1
+    assert pyinfra("stage_weights", **TP3, **uplinks).changed == {}

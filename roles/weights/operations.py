@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,10 @@ from roles import recall, remote
 
 from .facts import ABSENT, INSTALLED, Commit, Excess, Files, FolderProblem, Part, Room, Size, Snapshot
 from .where import PORT, ROOT, Source, Staged, expected, path
+
+#: Seconds for which a client of a network file system may believe what it saw of a file: NFS's acregmax
+#: (nfs(5)), and some.
+ATTRIBUTES = 75
 
 
 @operation()
@@ -109,8 +114,10 @@ def shared(python: str, model: Staged, control: Host, with_: str) -> Iterator[St
     """The same on a host that has the file system of another, which staged it."""
     commit = control.get_fact(Commit, path=path(model))
     if state.is_executing:
-        recall.forget(host)
-        problem = host.get_fact(Snapshot, python=python, path=path(model), commit=commit)
+        deadline = time.monotonic() + ATTRIBUTES
+        while (problem := _problem(host.name, python, model, commit)) and time.monotonic() < deadline:
+            time.sleep(2)
+            recall.forget(host)
         if problem:
             yield remote.failure(host, f"{model.repository}: {problem}, though {with_} staged it for both")
             return

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from roles.weights import SCRIPTS
+
 REPOSITORY = Path(__file__).parents[1]
 OURS = {"models", "roles", "deploys", "inventories", "scripts", "tests"}
 
@@ -71,22 +73,28 @@ def test_deploys_know_nothing_of_scripts_inventories_or_tests(path):
     assert not reaches(path) & {"scripts", "inventories", "tests", "click"}
 
 
+WEIGHTS = [f"roles/weights/{name}" for name in SCRIPTS]
+
+
 @pytest.mark.parametrize(
     "path",
     [
         "roles/lock/lock.py",
         "roles/health/probe.py",
-        "roles/weights/stage.py",
-        "roles/weights/swarm.py",
         "roles/replicas/look.py",
+        *WEIGHTS,
     ],
 )
 def test_what_runs_on_a_node_imports_nothing_of_ours(path):
     assert not reaches(Path(path)) & {*OURS, "pyinfra"}
 
 
-@pytest.mark.parametrize("path", ["roles/lock/lock.py", "roles/replicas/look.py", "roles/weights/swarm.py"])
+SWARM = [f"roles/weights/{name}.py" for name in ("pieces", "store", "dealing", "wire", "giving", "swarm")]
+
+
+@pytest.mark.parametrize("path", ["roles/lock/lock.py", "roles/replicas/look.py", *SWARM])
 def test_what_runs_on_the_systems_python_needs_only_the_standard_library(path):
     import sys
 
-    assert reaches(Path(path)) <= {*sys.stdlib_module_names, "__future__"}
+    beside = {Path(path).stem for path in SWARM} if path in SWARM else set()
+    assert reaches(Path(path)) <= {*sys.stdlib_module_names, "__future__", *beside}

@@ -15,10 +15,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+import giving
 import pytest
+import swarm
+import wire
+from dealing import BATCH, IDLE, RELAY
+from pieces import Manifest, SwarmError, make
 
-from roles.weights import swarm
-from roles.weights.swarm import Manifest, SwarmError, make
 from tests.lab.hub_testing import MIB, git_sha1, sha256
 
 SECRET = b"of this run"
@@ -27,8 +30,8 @@ SLOW = 0.02  # seconds a slowed node takes for a piece
 
 #: A node as stage.py would run it, in a process of its own.
 PROCESS = """
-import json, sys, swarm
-swarm.QUIET, swarm.PULSE, swarm.RETRY = 0.3, 0.2, 0.1
+import json, sys, giving, swarm
+swarm.QUIET, swarm.PULSE, giving.PULSE, swarm.RETRY = 0.3, 0.2, 0.2, 0.1
 folder, files, me, nodes, seeds = json.loads(sys.stdin.readline())
 manifest = swarm.Manifest(files, "commit")
 stats = swarm.run(folder, manifest, me, nodes, seeds, b"of this run", grace=10,
@@ -41,6 +44,7 @@ print(json.dumps(stats.__dict__))
 def impatient(monkeypatch):
     monkeypatch.setattr(swarm, "QUIET", 0.3)
     monkeypatch.setattr(swarm, "PULSE", 0.2)
+    monkeypatch.setattr(giving, "PULSE", 0.2)
     monkeypatch.setattr(swarm, "RETRY", 0.1)
 
 
@@ -79,17 +83,18 @@ def addresses(count):
 
 
 class Slow(swarm.Node):
-    def send(self, sock, index, relay=0):
+    def send(self, sock, what):
         time.sleep(SLOW)
-        super().send(sock, index, relay)
+        super().send(sock, what)
 
 
 class Lying(swarm.Node):
     """Sends zeros."""
 
-    def send(self, sock, index, relay=0):
-        if index >= swarm.IDLE:
-            return super().send(sock, index)
+    def send(self, sock, what):
+        if what >= IDLE:
+            return super().send(sock, what)
+        index = what & ~RELAY
         sock.sendall(index.to_bytes(4, "big") + bytes(self.manifest.length(index)))
 
 
@@ -223,7 +228,7 @@ def test_one_that_joins_late_gets_everything(tmp_path):
         late = these.start(3)
         seed = [future.result() for future in [*early, late]][0]
     assert these.right(1, 2, 3)
-    assert seed.sent <= these.bytes + 2 * swarm.BATCH * PIECE
+    assert seed.sent <= these.bytes + 2 * BATCH * PIECE
 
 
 def test_one_that_is_killed_hurts_nobody(tmp_path):
@@ -267,7 +272,7 @@ def test_what_is_on_the_disk_is_not_trusted(tmp_path):
 
 @pytest.mark.parametrize("speak", [b"", b"GET / HTTP/1.1\r\n\r\n"], ids=["silent", "babbling"])
 def test_one_that_hangs_hurts_nobody(tmp_path, speak):
-    with Swarm(tmp_path, grace=2) as these, socket.create_server(swarm.address(these.names[3])) as hung:
+    with Swarm(tmp_path, grace=2) as these, socket.create_server(wire.address(these.names[3])) as hung:
         connections, hung_up = [], threading.Event()
 
         def accept():
@@ -281,7 +286,7 @@ def test_one_that_hangs_hurts_nobody(tmp_path, speak):
         for future in these.start_all(but=[3]):
             future.result()
         hung_up.set()
-        socket.create_connection(swarm.address(these.names[3])).close()
+        socket.create_connection(wire.address(these.names[3])).close()
         thread.join()
         for connection in connections:
             connection.close()
@@ -360,7 +365,7 @@ def test_garbage_at_the_port_does_no_harm(tmp_path):
         seed = these.start(0)
         time.sleep(0.3)
         for garbage in (b"", b"GET / HTTP/1.1\r\n\r\n", os.urandom(100), bytes(MIB)):
-            with socket.create_connection(swarm.address(these.names[0])) as sock:
+            with socket.create_connection(wire.address(these.names[0])) as sock:
                 try:
                     sock.sendall(garbage)
                     sock.shutdown(socket.SHUT_WR)
@@ -471,9 +476,9 @@ def test_holes_of_a_big_file_are_not_read(tmp_path):
     manifest = Manifest([("a.bin", 2**40, "0" * 64)], "commit")
     started = time.monotonic()
     node = swarm.Node(tmp_path, manifest, "127.0.0.1:1", [], [], SECRET)
-    node.prepare()
+    node.store.prepare()
     node.stop()
-    assert node.unread == 0
+    assert node.store.unread == 0
     assert time.monotonic() - started < 2
 
 

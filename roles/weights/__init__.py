@@ -25,7 +25,8 @@ __all__ = [
 ]  # fmt: skip
 
 #: What runs on a node: stage.py, and what it imports.
-SCRIPTS = ("progress.py", "snapshots.py", "swarm.py", "spread.py", "stage.py", "tree.py")
+SCRIPTS = ("pieces.py", "store.py", "dealing.py", "wire.py", "giving.py", "swarm.py", "progress.py",
+           "snapshots.py", "spread.py", "stage.py", "tree.py")  # fmt: skip
 
 
 @deploy("Weights")

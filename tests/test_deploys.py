@@ -52,6 +52,8 @@ Weights | Install giving.py
 Weights | Install swarm.py
 Weights | Install progress.py
 Weights | Install snapshots.py
+Weights | Install sources.py
+Weights | Install hub.py
 Weights | Install spread.py
 Weights | Install stage.py
 Weights | Install tree.py

@@ -3,12 +3,9 @@
 import json
 import os
 import socket
-import socketserver
 import subprocess
 import sys
-import threading
 import time
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -19,16 +16,13 @@ from tests.lab.hub_testing import (
     OPEN,
     READER,
     SHARD,
-    SHARD_BYTES,
     STRANGER,
     cutting_relay,
     running_hub,
     sha256,
 )
+from tests.staging import FILES, SCRIPT, Node
 
-SCRIPT = Path(__file__).parents[1] / "roles/weights/stage.py"
-FILES = ["config.json", "extra/notes.txt", SHARD]
-EXPECTED = {"num_hidden_layers": 2}
 UNKNOWN = "hf_expired"
 
 
@@ -36,80 +30,6 @@ UNKNOWN = "hf_expired"
 def hub(tmp_path_factory):
     with running_hub(tmp_path_factory.mktemp("hub")) as hub:
         yield hub
-
-
-class Node:
-    """A folder to stage into, and the script."""
-
-    def __init__(self, hub, folder):
-        self.hub, self.folder = hub, folder
-        self.path = folder / "lab--open" / "main"
-
-    @property
-    def model(self):
-        return self.path.parent
-
-    def command(self, action, *, repository=OPEN, revision="main", expected=None, endpoint=None, token=None,
-                commit=None, ignore=(), path=None):  # fmt: skip
-        words = [sys.executable, SCRIPT, action, "--path", path or self.path, "--repository", repository,
-                 "--revision", revision, "--endpoint", endpoint or self.hub.url,
-                 "--expected", json.dumps(expected or EXPECTED)]  # fmt: skip
-        words += ["--commit", commit or self.commit(repository, revision)] if action != "resolve" else []
-        words += [word for pattern in ignore for word in ("--ignore", pattern)]
-        return [str(word) for word in words] + (["--stdin"] if token else [])
-
-    def commit(self, repository=OPEN, revision="main"):
-        return self.hub.api.model_info(repository, revision=revision).sha
-
-    @property
-    def environment(self):
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-        return {**clean, "HF_HOME": str(self.folder / "home")}
-
-    def __call__(self, action, *, token=None, **options):
-        """(succeeded, stdout, stderr)."""
-        done = subprocess.run(
-            self.command(action, token=token, **options),
-            input=json.dumps({"token": token}) if token else "", env=self.environment,
-            capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
-        assert done.returncode in (0, 1), done.stderr
-        assert not token or token not in done.stdout + done.stderr
-        return done.returncode == 0, done.stdout, done.stderr
-
-    def refused(self, action, **options):
-        """The one line that a run was refused with."""
-        succeeded, out, err = self(action, **options)
-        assert not succeeded and out == ""
-        assert len(err.splitlines()) == 1, err
-        return err.strip()
-
-    def staged(self, **options):
-        succeeded, _, err = self("fetch", **options)
-        assert succeeded, err
-        return self
-
-    def problem(self, **options):
-        succeeded, out, err = self("status", **options)
-        assert succeeded, err
-        return json.loads(out)["problem"]
-
-    @contextmanager
-    def fetched(self):
-        """The list of files that the hub is asked the content of meanwhile."""
-        start, names = self.hub.log.stat().st_size, []
-        yield names
-        for line in self.hub.log.read_text()[start:].splitlines():
-            if '"GET /' in line and "/resolve/" in line:
-                names.append(line.split("/resolve/")[1].split("/", 1)[1].split(" ")[0])
-
-    @property
-    def incomplete(self):
-        return list(self.model.rglob("*.incomplete"))
-
-    def shown(self):
-        """What there is of the model at places where vLLM or a person would look."""
-        return sorted(path.name for path in self.model.glob("[!.]*")) if self.model.exists() else []
 
 
 @pytest.fixture
@@ -303,81 +223,6 @@ def test_a_download_that_is_cut_is_finished_in_the_same_run(node, hub):
         node.staged(endpoint=relay.url)
     assert relay.cuts == 1
     assert sha256(node.path / SHARD) == sha256(hub.root / OPEN / SHARD)
-
-
-class StallingRelay(socketserver.ThreadingTCPServer):
-    """Passes connections on to the hub; one that has sent `limit` bytes gets no more."""
-
-    daemon_threads = True
-
-    def __init__(self, port, limit):
-        super().__init__(("127.0.0.1", 0), Stalled)
-        self.port, self.limit = port, limit
-        self.stalled, self.ended = threading.Event(), threading.Event()
-
-
-class Stalled(socketserver.BaseRequestHandler):
-    def handle(self):
-        with socket.create_connection(("127.0.0.1", self.server.port)) as hub, suppress(OSError):
-            threading.Thread(target=self.ask, args=[hub], daemon=True).start()
-            sent = 0
-            while data := hub.recv(MIB):
-                self.request.sendall(data)
-                sent += len(data)
-                if sent > self.server.limit:
-                    self.server.stalled.set()
-                    self.server.ended.wait(60)
-                    return
-
-    def ask(self, hub):
-        with suppress(OSError):
-            while data := self.request.recv(MIB):
-                hub.sendall(data)
-
-
-def kill_midway(node):
-    """Fetch through a relay that stalls in the middle of the shard, and kill -9 there."""
-    with StallingRelay(node.hub.port, 12 * MIB) as relay:
-        threading.Thread(target=relay.serve_forever, args=[0.05], daemon=True).start()
-        command = node.command("fetch", endpoint=f"http://127.0.0.1:{relay.server_address[1]}")
-        fetching = subprocess.Popen(
-            command, env=node.environment, stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        try:
-            assert relay.stalled.wait(30)
-            deadline = time.monotonic() + 10
-            while not written(node) and time.monotonic() < deadline:
-                time.sleep(0.05)
-        finally:
-            fetching.kill()
-            fetching.wait()
-            relay.ended.set()
-            relay.shutdown()
-
-
-def written(node):
-    """True when the small files are there, and some of the shard."""
-    done = all(list(node.model.glob(f".partial-*/{name}")) for name in ("config.json", "extra/notes.txt"))
-    return done and any(file.stat().st_size for file in node.incomplete)
-
-
-def test_a_killed_download_shows_nothing_and_the_next_run_fetches_only_the_rest(node, hub):
-    kill_midway(node)
-    assert node.shown() == []
-    assert node.problem() == "not staged yet"
-    with node.fetched() as names:
-        node.staged()
-    assert names == [SHARD]
-    assert (node.path / SHARD).stat().st_size == SHARD_BYTES
-    assert sha256(node.path / SHARD) == sha256(hub.root / OPEN / SHARD)
-    assert (node.problem(), node.incomplete) == (None, [])
-
-
-def test_what_killed_downloads_leave_does_not_pile_up(node):
-    for _ in range(3):
-        kill_midway(node)
-    assert len(node.incomplete) == 1
 
 
 def test_a_snapshot_that_is_in_place_stays_until_another_is_whole(node):

@@ -26,7 +26,7 @@ __all__ = [
 
 #: What runs on a node: stage.py, and what it imports.
 SCRIPTS = ("pieces.py", "store.py", "dealing.py", "wire.py", "giving.py", "swarm.py", "progress.py",
-           "snapshots.py", "spread.py", "stage.py", "tree.py")  # fmt: skip
+           "snapshots.py", "sources.py", "hub.py", "spread.py", "stage.py", "tree.py")  # fmt: skip
 
 
 @deploy("Weights")

@@ -24,19 +24,17 @@ from __future__ import annotations
 
 import argparse
 import errno
-import fnmatch
-import glob
-import hashlib
 import json
 import os
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import hub
 import snapshots
+import sources
 import spread
-from snapshots import StageError, sha256
+from snapshots import StageError
 
 
 def main() -> int:
@@ -69,24 +67,25 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def resolve(args: argparse.Namespace) -> int:
-    info = ask_hub(args, args.revision)
+    source = origin(args)
+    commit = source.commit(args.revision)
+    size = sum(file.size for file in sources.wanted(source, commit, args.ignore))
     record = args.path.parent / "commits" / args.path.name
     record.parent.mkdir(parents=True, exist_ok=True)
-    size = sum(file.size for file in info.siblings if not ignored(file.rfilename, args.ignore))
-    snapshots.replace(record, f"{info.sha} {size}\n")
+    snapshots.replace(record, f"{commit} {size}\n")
     return 0
 
 
 def fetch(args: argparse.Namespace) -> int:
-    partial, wanted = snapshots.begun(args.path, args.commit), wanted_files(args)
-    drop_wrong(partial, wanted)
-    missing = {name: file for name, file in wanted.items() if not (partial / name).exists()}
-    snapshots.check_space(partial, {name: file.size for name, file in missing.items()})
-    download(args, partial, list(missing))
-    files = verify(partial, wanted)
+    source, partial = origin(args), snapshots.begun(args.path, args.commit)
+    files = sources.fetch(source, args.commit, partial, sources.wanted(source, args.commit, args.ignore))
     snapshots.check_config(partial, args.expected)
     snapshots.publish(args.path, args.repository, args.commit, files)
     return 0
+
+
+def origin(args: argparse.Namespace) -> sources.Source:
+    return hub.Hub(args.endpoint, args.repository, args.said.get("token"))
 
 
 def join(args: argparse.Namespace) -> int:
@@ -117,105 +116,6 @@ def excess(args: argparse.Namespace) -> int:
 def folder(args: argparse.Namespace) -> int:
     snapshots.check_config(args.path, args.expected)
     return 0
-
-
-def ask_hub(args: argparse.Namespace, revision: str):
-    """The hub's account of a repository at a revision, with each file's checksums."""
-    from huggingface_hub import HfApi, errors
-
-    api = HfApi(endpoint=args.endpoint, token=args.said.get("token") or False)
-    try:
-        info = api.model_info(args.repository, revision=revision, files_metadata=True, timeout=30)
-        if info.gated:
-            api.auth_check(args.repository)  # anyone may list a gated repository, not read it
-        return info
-    except errors.GatedRepoError:
-        why = "this token has no access to it" if args.said.get("token") else "no token was given"
-        raise StageError(
-            f"{args.repository} is gated and {why}: ask for access on the model's page, "
-            "then run with HF_TOKEN set"
-        ) from None
-    except errors.RevisionNotFoundError:
-        raise StageError(f"{args.repository} has no revision {revision}") from None
-    except errors.RepositoryNotFoundError:
-        raise StageError(f"no repository {args.repository} (if it is private, set HF_TOKEN)") from None
-    except Exception as error:
-        if args.said.get("token") and getattr(getattr(error, "response", None), "status_code", None) == 401:
-            raise StageError(
-                f"the hub at {api.endpoint} does not know this token: correct HF_TOKEN"
-            ) from None
-        raise StageError(f"the hub at {api.endpoint} does not answer: {one_line(error)}") from None
-
-
-def wanted_files(args: argparse.Namespace) -> dict:
-    files = ask_hub(args, args.commit).siblings
-    return {file.rfilename: file for file in files if not ignored(file.rfilename, args.ignore)}
-
-
-def ignored(name: str, patterns: list[str]) -> bool:
-    # As the client does: `original/` is all that is in it.
-    return any(fnmatch.fnmatch(name, f"{p}*" if p.endswith("/") else p) for p in patterns)
-
-
-def drop_wrong(partial: Path, wanted: dict) -> None:
-    """Remove files of the wrong content, so that they are fetched again.
-
-    The client trusts a file whose checksum it recorded, whatever became of it since, and
-    leaves what a killed run had of a file: names are random, so no later run resumes it.
-    """
-    for orphan in partial.glob(".cache/**/*.incomplete"):
-        orphan.unlink()
-    for name, file in wanted.items():
-        if (partial / name).exists() and not right(partial / name, file):
-            (partial / name).unlink()
-            (partial / f".cache/huggingface/download/{name}.metadata").unlink(missing_ok=True)
-
-
-def download(args: argparse.Namespace, partial: Path, names: list[str]) -> None:
-    """Fetch these files, and no other: the client fetches small ones again without need."""
-    from huggingface_hub import snapshot_download
-
-    if not names:
-        return
-    try:
-        snapshot_download(
-            args.repository, revision=args.commit, local_dir=partial, endpoint=args.endpoint,
-            token=args.said.get("token") or False, allow_patterns=[glob.escape(name) for name in names],
-        )  # fmt: skip
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise StageError(f"{args.repository}: download broke off: {one_line(error)}; run it again") from None
-    except Exception as error:
-        raise StageError(f"{args.repository}: download broke off: {one_line(error)}; run it again") from None
-
-
-def verify(partial: Path, wanted: dict) -> dict:
-    """Check every file against the hub's checksum; returns the manifest's files."""
-
-    def entry(name: str) -> tuple[str, dict]:
-        path = partial / name
-        if not right(path, wanted[name]):
-            raise StageError(f"{name}: its checksum is not the hub's; run it again")
-        digest = sha256(path) if wanted[name].lfs is None else wanted[name].lfs.sha256
-        return name, {"size": wanted[name].size, "sha256": digest}
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return dict(pool.map(entry, wanted))
-
-
-def right(path: Path, file) -> bool:
-    """True when a file has the size and the checksum (sha256 of LFS, git's sha1) of the hub's."""
-    if not path.is_file() or path.stat().st_size != file.size:
-        return False
-    if file.lfs is not None:
-        return sha256(path) == file.lfs.sha256
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == file.blob_id
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 ACTIONS = {

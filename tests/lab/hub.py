@@ -41,7 +41,12 @@ class Hub:
     """Request handlers over one store of repositories."""
 
     store: Store
-    tokens: Tokens
+    grants: Path | None
+
+    @property
+    def tokens(self) -> Tokens:
+        """Read at each question: a token may expire."""
+        return read_tokens(self.grants)
 
     def routes(self) -> list[web.RouteDef]:
         api = "/api/models/{org}/{name}"
@@ -132,7 +137,7 @@ class Hub:
             await asyncio.to_thread(self.store.repository, repository_id)
 
 
-def create_app(root: Path, wheelhouse: Path | None, tokens: Tokens) -> web.Application:
+def create_app(root: Path, wheelhouse: Path | None, tokens: Path | None) -> web.Application:
     """Build the application; both folders must exist."""
     hub = Hub(Store(root), tokens)
     app = web.Application(middlewares=[hub.check_token])
@@ -181,7 +186,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 def main(root: Path, wheelhouse: Path | None, host: str, port: int, tokens: Path | None) -> None:
     """Serve repositories to the Hugging Face client, and wheels to installers."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    app = create_app(root, wheelhouse, read_tokens(tokens))
+    app = create_app(root, wheelhouse, tokens)
     web.run_app(app, host=host, port=port, access_log_format=LOG_FORMAT)
 
 

@@ -121,7 +121,7 @@ class Swarm:
         return folder
 
     def start(self, number, kind=swarm.Node, manifest=None, files=None, commit="commit", secret=SECRET,
-              on_progress=lambda have, total: None, on_proven=lambda: None, patience=20,
+              on_progress=lambda *_: None, on_proven=lambda: None, patience=20,
               grace=None):  # fmt: skip
         """Number 0 and on are seeds. The future's result is the node's Stats."""
         if manifest is None:
@@ -385,7 +385,7 @@ def test_a_run_that_nobody_seeds_ends(tmp_path):
 
 
 def test_what_progress_raises_ends_the_run(tmp_path):
-    def stop(have, total):
+    def stop(*_):
         raise KeyboardInterrupt
 
     with Swarm(tmp_path, nodes=1) as these, pytest.raises(KeyboardInterrupt):
@@ -396,7 +396,7 @@ def test_progress_counts_the_bytes(tmp_path):
     seen = []
     with Swarm(tmp_path, nodes=1) as these:
         these.start(0)
-        these.start(1, on_progress=lambda have, total: seen.append((have, total))).result()
+        these.start(1, on_progress=lambda *said: seen.append(said[:2])).result()
     assert seen == sorted(seen) and seen[-1] == (these.bytes, these.bytes)
 
 

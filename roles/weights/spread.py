@@ -15,6 +15,10 @@ import snapshots
 import swarm
 from progress import Progress, done
 
+#: Bytes a second at which a seed reads all, on a slow disk, when it has not kept the hashes of the pieces:
+#: so long others have to wait for it.
+READING = 200e6
+
 
 def join(
     link: Path, repository: str, commit: str, expected: Mapping[str, Any], said: Mapping[str, Any]
@@ -29,7 +33,10 @@ def join(
     final = snapshots.place(link, commit)
     given = [(name, file["size"], file["sha256"]) for name, file in sorted(files.items())]
     who = {"me": said["me"], "nodes": said["nodes"], "seeds": said["seeds"]}
-    how = {"secret": said["secret"].encode(), "grace": said.get("grace", 30), "on_progress": Progress()}
+    how = {
+        "secret": said["secret"].encode(), "grace": said.get("grace", 30), "on_progress": Progress(),
+        "patience": 600 + sum(size for _, size, _ in given) / READING,
+    }  # fmt: skip
     try:
         _end_earlier(link.parent.parent / ".spreading")
         names = said.get("names")

@@ -37,7 +37,7 @@ log = logging.getLogger("swarm")
 
 
 def run(folder: str | os.PathLike, manifest: Manifest, me: str, nodes: Sequence[str], seeds: Sequence[str],
-        secret: bytes, *, on_progress: Callable[[int, int], None] = lambda have, total: None,
+        secret: bytes, *, on_progress: Callable[[int, int, str], None] = lambda *_: None,
         on_proven: Callable[[], None] = lambda: None, patience: float = 600, grace: float = 30,
         ) -> Stats:  # fmt: skip
     """Take what `folder` lacks, and give it to the others until they have it all.
@@ -45,7 +45,8 @@ def run(folder: str | os.PathLike, manifest: Manifest, me: str, nodes: Sequence[
     `nodes` and `seeds` are host:port, the same lists on every node. A seed passes what `make`
     returned, another node `Manifest(files, commit)`, whose hashes are filled in.
 
-    `on_progress` is called with bytes, about once a second; what it raises ends the run.
+    `on_progress` is called about once a second with bytes, here and in all, and with what is wrong with
+    the seeds; what it raises ends the run.
     `on_proven` is called when all is here and proven; the folder may be renamed from then on.
     `patience` is how long nothing may come, in seconds. `grace` is how long a node that is not
     done may be silent before the others end without it.
@@ -89,7 +90,7 @@ class Node(Giver):
             now = time.monotonic()
             if now >= shown + PULSE or self.store.complete and not proven:
                 shown = now
-                on_progress(self.store.have_bytes, self.manifest.bytes)
+                on_progress(self.store.have_bytes, self.manifest.bytes, self.why())
             if self.store.complete and not proven:
                 proven = True
                 self.stats.seconds = now - self.started
@@ -100,8 +101,10 @@ class Node(Giver):
             if proven or self.store.have_bytes != before or self.store.unread:
                 before, since = self.store.have_bytes, now
             elif now - since > patience:
-                why = "; ".join(f"{name}: {self.trouble[name]}" for name in self.seeds if name != self.me)
-                raise SwarmError(f"nothing came for {patience:.0f} s ({why})")
+                raise SwarmError(f"nothing came for {patience:.0f} s ({self.why()})")
+
+    def why(self) -> str:
+        return "; ".join(f"{name}: {self.trouble[name]}" for name in self.seeds if name != self.me)
 
     def finished(self, name: str, silent_since: float) -> bool:
         return self.heard[name] < silent_since or name in self.done and name in self.told
@@ -125,7 +128,7 @@ class Node(Giver):
             if answer == b"!":
                 raise ConnectionError("it spreads another snapshot, or not to us")
             with self.changed:
-                self.heard[name] = time.monotonic()
+                self.heard[name], self.trouble[name] = time.monotonic(), "connected"
                 if answer == b"+":
                     self.done.add(name)
             yield sock

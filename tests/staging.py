@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.lab.hub_testing import OPEN, SHARD
 
-SCRIPT = Path(__file__).parents[1] / "roles/weights/stage.py"
+SCRIPT = Path(__file__).parents[1] / "roles/weights/node/stage.py"
 FILES = ["config.json", "extra/notes.txt", SHARD]
 EXPECTED = {"num_hidden_layers": 2}
 

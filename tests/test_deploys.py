@@ -44,19 +44,7 @@ STAGE_WEIGHTS = """\
 Check that the host is fit
 Hold the lock
 The lock is held
-Weights | Install pieces.py
-Weights | Install store.py
-Weights | Install dealing.py
-Weights | Install wire.py
-Weights | Install giving.py
-Weights | Install swarm.py
-Weights | Install progress.py
-Weights | Install snapshots.py
-Weights | Install sources.py
-Weights | Install hub.py
-Weights | Install spread.py
-Weights | Install stage.py
-Weights | Install tree.py
+Weights | Install what stages weights
 Resolve HuggingFaceTB/SmolLM2-135M-Instruct
 The commit is known
 Look for room

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from roles.weights import SCRIPTS
-
 REPOSITORY = Path(__file__).parents[1]
 OURS = {"models", "roles", "deploys", "inventories", "scripts", "tests"}
 
@@ -73,7 +71,7 @@ def test_deploys_know_nothing_of_scripts_inventories_or_tests(path):
     assert not reaches(path) & {"scripts", "inventories", "tests", "click"}
 
 
-WEIGHTS = [f"roles/weights/{name}" for name in SCRIPTS]
+WEIGHTS = [str(path) for path in sources("roles/weights/node")]
 
 
 @pytest.mark.parametrize(
@@ -89,7 +87,9 @@ def test_what_runs_on_a_node_imports_nothing_of_ours(path):
     assert not reaches(Path(path)) & {*OURS, "pyinfra"}
 
 
-SWARM = [f"roles/weights/{name}.py" for name in ("pieces", "store", "dealing", "wire", "giving", "swarm")]
+SWARM = [
+    f"roles/weights/node/{name}.py" for name in ("pieces", "store", "dealing", "wire", "giving", "swarm")
+]
 
 
 @pytest.mark.parametrize("path", ["roles/lock/lock.py", "roles/replicas/look.py", *SWARM])

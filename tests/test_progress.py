@@ -1,8 +1,7 @@
 """Lines for people while weights come."""
 
 import pytest
-
-from roles.weights.progress import Progress, done, duration
+from progress import Progress, done, duration
 
 GB = 10**9
 

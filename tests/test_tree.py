@@ -11,7 +11,7 @@ import pytest
 from models.errors import InventoryError
 from roles.weights.payloads import Payload
 
-SCRIPT = Path(__file__).parents[1] / "roles/weights/tree.py"
+SCRIPT = Path(__file__).parents[1] / "roles/weights/node/tree.py"
 COMMIT = "snapshot-{}"
 
 

@@ -6,15 +6,22 @@ fetches that commit, so that all hold the same bytes even when the revision move
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
-
-from pyinfra import host
 from pyinfra.api import deploy
-from pyinfra.operations import files
 
 from .disks import copies, disks, load_strategy
-from .facts import INSTALLED, Snapshots
-from .operations import downloaded, pruned, required, resolved, roomy, shared, staged, usable, verified
+from .facts import Snapshots
+from .operations import (
+    downloaded,
+    installed,
+    pruned,
+    required,
+    resolved,
+    roomy,
+    shared,
+    staged,
+    usable,
+    verified,
+)
 from .payloads import Payload, differing, dropped, packed, unpacked
 from .where import ROOT, Source, expected, path, recorded
 
@@ -24,18 +31,8 @@ __all__ = [
     "shared", "staged", "tool", "unpacked", "usable", "verified",
 ]  # fmt: skip
 
-#: What runs on a node: stage.py, and what it imports.
-SCRIPTS = ("pieces.py", "store.py", "dealing.py", "wire.py", "giving.py", "swarm.py", "progress.py",
-           "snapshots.py", "sources.py", "hub.py", "spread.py", "stage.py", "tree.py")  # fmt: skip
-
 
 @deploy("Weights")
 def tool() -> None:
-    """The scripts that run on the node."""
-    for script in host.loop(SCRIPTS):
-        files.put(
-            name=f"Install {script}",
-            src=str(Path(__file__).with_name(script)),
-            dest=str(PurePosixPath(INSTALLED).with_name(script)),
-            mode="644",
-        )
+    """The programs that run on the node."""
+    installed(name="Install what stages weights")

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 
 from pyinfra.api import FactBase
 
-INSTALLED = "/opt/rackserve/libexec/stage.py"
+#: Where roles/weights/node is on a node, and what of it is called.
+PROGRAMS = "/opt/rackserve/libexec/weights"
+INSTALLED = f"{PROGRAMS}/stage.py"
 
 #: File systems that several hosts may have, by their names in /proc/mounts.
 NETWORK = {
@@ -21,6 +23,20 @@ NETWORK = {
 
 #: What `stage.py status` says of a snapshot of which nothing is published.
 ABSENT = "not staged yet"
+
+
+class Programs(FactBase["dict[str, str]"]):
+    """{name: sha256} of what is installed of them."""
+
+    def command(self) -> str:
+        return f"sha256sum {PROGRAMS}/*.py 2>/dev/null || true"
+
+    def process(self, output: list[str]) -> dict[str, str]:
+        return {PurePosixPath(path).name: digest for digest, path in map(str.split, output)}
+
+    @staticmethod
+    def default() -> dict[str, str]:
+        return {}
 
 
 class Commit(FactBase[str]):

@@ -14,10 +14,10 @@ from pyinfra.api import FactBase, Host, QuoteString, StringCommand, operation
 from models.errors import InventoryError
 from roles import remote
 
-from .facts import INSTALLED
+from .facts import PROGRAMS
 from .where import ROOT, path
 
-SCRIPT = str(PurePosixPath(INSTALLED).with_name("tree.py"))
+SCRIPT = f"{PROGRAMS}/tree.py"
 
 #: Where folders are that only the system's packages should write to, or nobody.
 KEPT = ("bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "proc", "run", "sbin", "sys", "usr")

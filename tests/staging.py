@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
+from hashlib import sha1
 from pathlib import Path
 
 from tests.lab.hub_testing import OPEN, SHARD
@@ -14,6 +16,13 @@ FILES = ["config.json", "extra/notes.txt", SHARD]
 EXPECTED = {"num_hidden_layers": 2}
 
 
+def until(true, what, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
 class Node:
     """A folder to stage into, and the script."""
 
@@ -21,18 +30,30 @@ class Node:
         self.hub, self.folder = hub, folder
         self.path = folder / "lab--open" / "main"
 
+    def at(self, repository):
+        """The same node, for another repository."""
+        other = Node(self.hub, self.folder)
+        other.path = self.folder / repository.replace("/", "--") / "main"
+        return other
+
+    def begun(self, name, content):
+        """What a run that broke off left of a file."""
+        rest = self.model / f".partial-{self.commit()}/.cache/{sha1(name.encode()).hexdigest()}.incomplete"
+        rest.parent.mkdir(parents=True)
+        rest.write_bytes(content)
+
     @property
     def model(self):
         return self.path.parent
 
-    def command(self, action, *, repository=OPEN, revision="main", expected=None, endpoint=None, token=None,
+    def command(self, action, *, repository=OPEN, revision="main", expected=None, endpoint=None,
                 commit=None, ignore=(), path=None):  # fmt: skip
         words = [sys.executable, SCRIPT, action, "--path", path or self.path, "--repository", repository,
                  "--revision", revision, "--endpoint", endpoint or self.hub.url,
                  "--expected", json.dumps(expected or EXPECTED)]  # fmt: skip
         words += ["--commit", commit or self.commit(repository, revision)] if action != "resolve" else []
         words += [word for pattern in ignore for word in ("--ignore", pattern)]
-        return [str(word) for word in words] + (["--stdin"] if token else [])
+        return [str(word) for word in words]
 
     def commit(self, repository=OPEN, revision="main"):
         return self.hub.api.model_info(repository, revision=revision).sha
@@ -42,27 +63,33 @@ class Node:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
         return {**clean, "HF_HOME": str(self.folder / "home")}
 
-    def __call__(self, action, *, token=None, within=(), **options):
+    def __call__(self, action, *, token=None, said=None, within=(), **options):
         """(succeeded, stdout, stderr)."""
+        said = {**({"token": token} if token else {}), **(said or {})}
         done = subprocess.run(
-            [*within, *self.command(action, token=token, **options)],
-            input=json.dumps({"token": token}) if token else "", env=self.environment,
-            capture_output=True, text=True, timeout=60,
+            [*within, *self.command(action, **options), *(["--stdin"] if said else [])],
+            input=json.dumps(said), env=self.environment, capture_output=True, text=True, timeout=60,
         )  # fmt: skip
         assert done.returncode in (0, 1), done.stderr
-        assert not token or token not in done.stdout + done.stderr
+        options = said.get("mirror_options", {}).items()
+        for secret in (
+            token,
+            *(value for name, value in options if name.endswith(("key", "key_id", "word"))),
+        ):
+            assert not secret or secret not in done.stdout + done.stderr
         return done.returncode == 0, done.stdout, done.stderr
 
     @contextmanager
-    def running(self, action, *, token=None, within=(), **options):
+    def running(self, action, *, token=None, said=None, within=(), **options):
         """The same, while it runs; it is killed at the end."""
-        process = subprocess.Popen(
-            [*within, *self.command(action, token=token, **options)], env=self.environment,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        with process:
+        said = {**({"token": token} if token else {}), **(said or {})}
+        with subprocess.Popen(
+            [*within, *self.command(action, **options), *(["--stdin"] if said else [])],
+            env=self.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True,
+        ) as process:  # fmt: skip
             try:
-                process.stdin.write(json.dumps({"token": token}) if token else "")
+                process.stdin.write(json.dumps(said))
                 process.stdin.close()
                 process.stdin = None
                 yield process

@@ -3,14 +3,13 @@
 import os
 import re
 import subprocess
-import time
 from contextlib import ExitStack
 
 import pytest
 
 from tests.lab.hub_faults import MIB, line
 from tests.lab.hub_testing import GATED, KEPT_BYTES, OPEN, READER, SHARD, SHARD_BYTES, running_hub, sha256
-from tests.staging import Node
+from tests.staging import Node, until
 
 WIDE, SHARDS = "lab/wide", [f"model-{number}.safetensors" for number in range(4)]
 BESIDE = MIB // 4  # what the hub sends beside the shards
@@ -29,13 +28,6 @@ def hub(tmp_path_factory):
 @pytest.fixture
 def node(hub, tmp_path):
     return Node(hub, tmp_path)
-
-
-def until(true, what, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
 
 
 def is_whole(node, repository=OPEN, **options):

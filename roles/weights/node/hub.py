@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import errno
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from snapshots import StageError
-from sources import File
+from sources import File, is_full, one_line, persist
 
 #: The longest range that is asked for: a whole file above that is not to be had over HTTP.
 LONGEST = 40 * 10**9
@@ -57,19 +55,13 @@ class Hub:
         ]
 
     def read(self, commit: str, file: File, to: Path) -> None:
-        fails, had = 0, -1
-        while True:
-            try:
-                return self._read(commit, file, to)
-            except Exception as error:
-                if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                fails = 1 if to.stat().st_size > had else fails + 1
-                had = to.stat().st_size
-                if fails > 3 or not passing(error):
-                    broke = f"{self.repository}: download broke off: {one_line(error)}; run it again"
-                    raise self.refusal(error, commit) or StageError(broke) from None
-                time.sleep(fails)
+        try:
+            persist(lambda: self._read(commit, file, to), to, passing)
+        except Exception as error:
+            if is_full(error):
+                raise
+            broke = f"{self.repository}: download broke off: {one_line(error)}; run it again"
+            raise self.refusal(error, commit) or StageError(broke) from None
 
     def _read(self, commit: str, file: File, to: Path) -> None:
         """With the client's function for one file: the client as a whole cannot resume one.
@@ -117,7 +109,3 @@ def passing(error: Exception) -> bool:
         return False
     status = getattr(getattr(error, "response", None), "status_code", 500)
     return isinstance(error, (httpx2.HTTPError, OSError)) and status >= 500
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -6,9 +6,12 @@ ended, and is checked as a whole.
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import hashlib
 import os
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +104,27 @@ def _obtain(source: Source, commit: str, partial: Path, file: File) -> str:
             return digest
         rest.unlink()
     raise StageError(f"{file.name} as {source} sends it has another checksum; {source.mend}")
+
+
+def persist(read: Callable[[], None], to: Path, passing: Callable[[Exception], bool]) -> None:
+    """Read again what broke off for a passing reason, while it gets on; three times where it does not."""
+    fails, had = 0, _size(to)
+    while True:
+        try:
+            return read()
+        except Exception as error:
+            fails, had = 1 if _size(to) > had else fails + 1, _size(to)
+            if fails > 3 or is_full(error) or not passing(error):
+                raise
+            time.sleep(fails)
+
+
+def is_full(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _rest(partial: Path, file: File) -> Path:

@@ -9,8 +9,9 @@
     stage.py verify  --path ROOT [--repository ORG/NAME]     read it all again; what is wrong is marked
     stage.py excess  --path ROOT --keep N                    what older than the last N, and not linked to
 
-Secrets come by stdin, as JSON, when --stdin is given: `token` for the hub; and for `join` its `secret`,
-with `me`, `nodes` and `seeds` (host:port) and the `files` of the manifest. Errors are one line on stderr,
+Secrets come by stdin, as JSON, when --stdin is given: `token` for the hub, or the `mirror` to read from
+instead and its `mirror_options`; and for `join` its `secret`, with `me`, `nodes` and `seeds` (host:port)
+and the `files` of the manifest. Errors are one line on stderr,
 exit code 1. A snapshot appears at its final path whole and verified, or not at all:
 
     <org>--<name>/commits/<revision>     the commit a revision was resolved to
@@ -23,7 +24,6 @@ exit code 1. A snapshot appears at its final path whole and verified, or not at 
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import os
 import sys
@@ -31,6 +31,7 @@ import tempfile
 from pathlib import Path
 
 import hub
+import mirror
 import snapshots
 import sources
 import spread
@@ -45,7 +46,7 @@ def main() -> int:
     except StageError as error:
         print(error, file=sys.stderr)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not sources.is_full(error):
             raise
         print(f"{args.path.parent}: the disk is full; {args.repository} does not fit", file=sys.stderr)
     return 1
@@ -85,6 +86,9 @@ def fetch(args: argparse.Namespace) -> int:
 
 
 def origin(args: argparse.Namespace) -> sources.Source:
+    if address := args.said.get("mirror"):
+        options = args.said.get("mirror_options") or {}
+        return mirror.at(address, options, args.repository, args.path.parent / "commits")
     return hub.Hub(args.endpoint, args.repository, args.said.get("token"))
 
 

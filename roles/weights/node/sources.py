@@ -11,7 +11,7 @@ import fnmatch
 import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,8 @@ import snapshots
 from snapshots import StageError
 
 CONNECTIONS = 8  # as the hub's client has
+#: Smaller files are one host's: those that make a model's folder one are among them.
+SMALL = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,18 @@ def wanted(source: Source, commit: str, ignore: list[str]) -> list[File]:
 def ignored(name: str, patterns: list[str]) -> bool:
     # As the client does: `original/` is all that is in it.
     return any(fnmatch.fnmatch(name, f"{p}*" if p.endswith("/") else p) for p in patterns)
+
+
+def shares(sizes: Mapping[str, int], count: int) -> list[list[str]]:
+    """Which files each of so many hosts fetches: the first all small ones; each other who has the least."""
+    small = [name for name in sizes if sizes[name] < SMALL]
+    dealt, loads = [sorted(small), *([] for _ in range(count - 1))], [0] * count
+    loads[0] = sum(sizes[name] for name in small)
+    for name in sorted(sizes.keys() - small, key=lambda name: (-sizes[name], name)):
+        least = loads.index(min(loads))
+        dealt[least].append(name)
+        loads[least] += sizes[name]
+    return dealt
 
 
 def fetch(source: Source, commit: str, partial: Path, files: list[File]) -> dict[str, Any]:

@@ -10,12 +10,14 @@
     stage.py excess  --path ROOT --keep N                    what older than the last N, and not linked to
 
 Secrets come by stdin, as JSON, when --stdin is given: `token` for the hub, or the `mirror` to read from
-instead and its `mirror_options`; and for `join` its `secret`, with `me`, `nodes` and `seeds` (host:port)
-and the `files` of the manifest. Errors are one line on stderr,
-exit code 1. A snapshot appears at its final path whole and verified, or not at all:
+instead and its `mirror_options`, and `share`, [i, n], when n hosts fetch, each its own part of the files,
+and nothing is published; and for `join` its `secret`, with `me`, `nodes` and `seeds` (host:port) and the
+`files` of the manifest. Errors are one line on stderr, exit code 1. A snapshot appears at its final path
+whole and verified, or not at all:
 
     <org>--<name>/commits/<revision>     the commit a revision was resolved to
     <org>--<name>/.partial-<commit>/     while it is fetched; a next run resumes it
+    <org>--<name>/.partial-<commit>.json the files of it that this host's share is, all verified
     <org>--<name>/snapshot-<commit>/     verified
     <org>--<name>/snapshot-<commit>.json its manifest, the same on every node: each file's size, sha256
     <org>--<name>/<revision>             a link to the snapshot: what vLLM is given
@@ -79,9 +81,17 @@ def resolve(args: argparse.Namespace) -> int:
 
 def fetch(args: argparse.Namespace) -> int:
     source, partial = origin(args), snapshots.begun(args.path, args.commit)
-    files = sources.fetch(source, args.commit, partial, sources.wanted(source, args.commit, args.ignore))
-    snapshots.check_config(partial, args.expected)
-    snapshots.publish(args.path, args.repository, args.commit, files)
+    files = sources.wanted(source, args.commit, args.ignore)
+    share, count = args.said.get("share", (0, 1))
+    mine = set(sources.shares({file.name: file.size for file in files}, count)[share])
+    snapshots.manifest(partial).unlink(missing_ok=True)
+    fetched = sources.fetch(source, args.commit, partial, [file for file in files if file.name in mine])
+    if share == 0:
+        snapshots.check_config(partial, args.expected)
+    if count > 1:
+        snapshots.replace(snapshots.manifest(partial), json.dumps({"files": fetched}))
+    else:
+        snapshots.publish(args.path, args.repository, args.commit, fetched)
     return 0
 
 

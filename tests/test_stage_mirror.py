@@ -15,7 +15,7 @@ from huggingface_hub import snapshot_download
 from tests.lab.hub_faults import MIB, line, spoiled
 from tests.lab.hub_testing import OPEN, SHARD, SHARD_BYTES, running_hub, sha256
 from tests.lab.mirrors import BUCKET, Copy, served, stored
-from tests.staging import FILES, Node, until
+from tests.staging import Node, until
 
 ODD = "lab/odd"
 ODD_FILES = ["config.json", "poids é 1.safetensors", "a b#c%20?.txt", "extra/[x] *.json", "ünder/~&=+.txt"]
@@ -202,13 +202,13 @@ def test_what_a_mirror_has_not_is_named(node, copy):
 
 
 def test_a_file_that_a_mirror_lacks_is_named_and_the_others_are_kept(node, spare):
-    path = f"lab--open/snapshot-{node.commit()}/config.json"
+    path = f"lab--open/snapshot-{node.commit()}/{SHARD}"  # the last: those before it are awaited
     aside = (spare / path).rename(spare / "aside")
     said = node.refused("fetch", said={"mirror": str(spare)})
     assert said.startswith(f"the mirror {spare} has no {path}: ") and node.shown() == []
     aside.rename(spare / path)
-    os.truncate(spare / path.replace("config.json", SHARD), 1)
-    node.staged(said={"mirror": str(spare)})  # the shard is not read again
+    os.truncate(spare / path.replace(SHARD, "config.json"), 1)
+    node.staged(said={"mirror": str(spare)})  # the others are not read again
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from snapshots import StageError
-from sources import File, is_full, one_line, persist
+from snapshots import StageError, is_full
+from sources import File, one_line, persist
 
 #: The longest range that is asked for: a whole file above that is not to be had over HTTP.
 LONGEST = 40 * 10**9

@@ -21,8 +21,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import snapshots
-from snapshots import StageError
-from sources import File, is_full, one_line, persist
+from snapshots import StageError, is_full
+from sources import File, one_line, persist
 
 #: Options that are of the connection, whatever is spoken over it.
 CLIENT = ("root_certificate", "allow_invalid_certificates", "proxy_url")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -64,6 +65,10 @@ def check_space(partial: Path, wanted: Mapping[str, int]) -> None:
     free = shutil.disk_usage(partial).free
     if needed > free:
         raise StageError(f"{partial.parent}: {megabytes(needed)} needed, {megabytes(free)} free")
+
+
+def is_full(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def check_config(path: Path, expected: Mapping[str, Any]) -> None:

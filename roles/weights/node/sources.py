@@ -6,18 +6,20 @@ ended, and is checked as a whole.
 
 from __future__ import annotations
 
-import errno
 import fnmatch
 import hashlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any, Protocol
 
 import snapshots
+from progress import Progress, done
 from snapshots import StageError
 
 CONNECTIONS = 8  # as the hub's client has
@@ -97,13 +99,36 @@ def fetch(source: Source, commit: str, partial: Path, files: list[File]) -> dict
     for file in lacking:
         (partial / file.name).unlink(missing_ok=True)
     snapshots.check_space(partial, {f.name: f.size - _size(_rest(partial, f)) for f in lacking})
-    with ThreadPoolExecutor(CONNECTIONS) as pool:
+    with ThreadPoolExecutor(CONNECTIONS) as pool, _shown(partial, files):
         running = [pool.submit(_obtain, source, commit, partial, file) for file in lacking]
         try:
             digests |= {file.name: one.result() for file, one in zip(lacking, running, strict=True)}
         finally:
             pool.shutdown(cancel_futures=True)
     return {file.name: {"size": file.size, "sha256": digests[file.name]} for file in files}
+
+
+@contextmanager
+def _shown(partial: Path, files: list[File]) -> Iterator[None]:
+    """Lines of progress meanwhile, and a row of a table at the end."""
+
+    def have() -> int:
+        return sum(_size(partial / file.name) or _size(_rest(partial, file)) for file in files)
+
+    def show() -> None:
+        progress = Progress()
+        while not ended.wait(1):
+            progress(have(), total)
+
+    total, first, started, ended = sum(file.size for file in files), have(), time.monotonic(), Event()
+    thread = Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+    print(done(total - first, time.monotonic() - started, "downloaded"), flush=True)
 
 
 def _obtain(source: Source, commit: str, partial: Path, file: File) -> str:
@@ -128,13 +153,9 @@ def persist(read: Callable[[], None], to: Path, passing: Callable[[Exception], b
             return read()
         except Exception as error:
             fails, had = 1 if _size(to) > had else fails + 1, _size(to)
-            if fails > 3 or is_full(error) or not passing(error):
+            if fails > 3 or snapshots.is_full(error) or not passing(error):
                 raise
             time.sleep(fails)
-
-
-def is_full(error: Exception) -> bool:
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def one_line(error: Exception) -> str:

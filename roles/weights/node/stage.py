@@ -31,13 +31,13 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import hub
-import mirror
 import snapshots
-import sources
-import spread
 from snapshots import StageError
+
+if TYPE_CHECKING:
+    from sources import Source
 
 
 def main() -> int:
@@ -48,7 +48,7 @@ def main() -> int:
     except StageError as error:
         print(error, file=sys.stderr)
     except OSError as error:
-        if not sources.is_full(error):
+        if not snapshots.is_full(error):
             raise
         print(f"{args.path.parent}: the disk is full; {args.repository} does not fit", file=sys.stderr)
     return 1
@@ -69,7 +69,12 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
+# What is not needed for `status`, which every run asks, is imported where it is.
+
+
 def resolve(args: argparse.Namespace) -> int:
+    import sources
+
     source = origin(args)
     commit = source.commit(args.revision)
     size = sum(file.size for file in sources.wanted(source, commit, args.ignore))
@@ -80,6 +85,8 @@ def resolve(args: argparse.Namespace) -> int:
 
 
 def fetch(args: argparse.Namespace) -> int:
+    import sources
+
     source, partial = origin(args), snapshots.begun(args.path, args.commit)
     files = sources.wanted(source, args.commit, args.ignore)
     share, count = args.said.get("share", (0, 1))
@@ -95,7 +102,10 @@ def fetch(args: argparse.Namespace) -> int:
     return 0
 
 
-def origin(args: argparse.Namespace) -> sources.Source:
+def origin(args: argparse.Namespace) -> Source:
+    import hub
+    import mirror
+
     if address := args.said.get("mirror"):
         options = args.said.get("mirror_options") or {}
         return mirror.at(address, options, args.repository, args.path.parent / "commits")
@@ -103,6 +113,8 @@ def origin(args: argparse.Namespace) -> sources.Source:
 
 
 def join(args: argparse.Namespace) -> int:
+    import spread
+
     spread.join(args.path, args.repository, args.commit, args.expected, args.said)
     return 0
 

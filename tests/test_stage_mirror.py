@@ -15,7 +15,7 @@ from huggingface_hub import snapshot_download
 from tests.lab.hub_faults import MIB, line, spoiled
 from tests.lab.hub_testing import OPEN, SHARD, SHARD_BYTES, running_hub, sha256
 from tests.lab.mirrors import BUCKET, Copy, served, stored
-from tests.staging import Node, until
+from tests.staging import FILES, Node, until
 
 ODD = "lab/odd"
 ODD_FILES = ["config.json", "poids é 1.safetensors", "a b#c%20?.txt", "extra/[x] *.json", "ünder/~&=+.txt"]

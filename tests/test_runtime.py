@@ -182,14 +182,16 @@ def test_vllms_environment_is_made_by_uv_with_its_own_python(on_host):
     prefix = "env UV_PYTHON_INSTALL_DIR=/opt/rackserve/python /uv"
     assert made == f"{prefix} venv --quiet --clear --no-project --no-cache --python 3.12 /e"
     assert filled == (
-        f"{prefix} pip sync --quiet --no-cache --require-hashes --compile-bytecode "
-        "--python /e/bin/python /l /p"
+        "rm -rf /opt/rackserve/tmp && mkdir /opt/rackserve/tmp && "
+        "env UV_PYTHON_INSTALL_DIR=/opt/rackserve/python TMPDIR=/opt/rackserve/tmp /uv "
+        "pip sync --quiet --no-cache --require-hashes --compile-bytecode --python /e/bin/python /l /p "
+        "&& rmdir /opt/rackserve/tmp"
     )
 
 
 def test_a_half_filled_vllm_environment_is_finished_not_made_anew(on_host):
     (filled,) = vllm_commands(on_host({Distributions: {"a": "1"}}), wheelhouse="/wheels")
-    assert "pip sync" in filled and filled.endswith("/l /p --no-index --find-links /wheels")
+    assert "pip sync" in filled and "/l /p --no-index --find-links /wheels &&" in filled
 
 
 def test_a_wheelhouse_brings_the_python_too(on_host):

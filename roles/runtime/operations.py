@@ -16,6 +16,10 @@ Pins = Mapping[str, "set[str | None]"]
 #: A wheelhouse's list of the Pythons it has for uv, in the format of uv's own (--python-downloads-json-url).
 PYTHONS = "python-downloads.json"
 
+#: Where uv unpacks, several GB: beside the environment, so that it links what it would else copy, and not in
+#: /tmp, which may be memory.
+SCRATCH = "/opt/rackserve/tmp"
+
 #: venv puts pip there itself.
 BUNDLED = {"pip", "setuptools"}
 
@@ -58,10 +62,11 @@ def vllm_environment(
                 "--python", python, QuoteString(path),
             )  # fmt: skip
         yield StringCommand(
+            "rm", "-rf", SCRATCH, "&&", "mkdir", SCRATCH, "&&",  # a broken-off install's with it
             # Compiled now, for the user who serves cannot write beside root's files.
-            env, uv, "pip", "sync", "--quiet", "--no-cache", "--require-hashes", "--compile-bytecode",
-            "--python", QuoteString(f"{path}/bin/python"), *map(QuoteString, locks),
-            *_uv_source(wheelhouse),
+            env, f"TMPDIR={SCRATCH}", uv, "pip", "sync", "--quiet", "--no-cache", "--require-hashes",
+            "--compile-bytecode", "--python", QuoteString(f"{path}/bin/python"), *map(QuoteString, locks),
+            *_uv_source(wheelhouse), "&&", "rmdir", SCRATCH,
         )  # fmt: skip
 
 

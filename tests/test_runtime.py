@@ -1,9 +1,6 @@
 """Lock files, and when an environment is not its lock."""
 
-import hashlib
-import json
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -16,6 +13,7 @@ import uv
 from roles import runtime
 from roles.runtime.facts import Distributions, normalized
 from roles.runtime.operations import tools_environment, vllm_environment
+from tests.lab.wheelhouse import list_python
 
 REPOSITORY = Path(__file__).parents[1]
 LOCKS = sorted({REPOSITORY / "requirements.lock", *REPOSITORY.glob("roles/**/*.lock"),
@@ -215,17 +213,10 @@ def test_uv_brings_a_python_that_the_system_has_not(tmp_path):
         )
         for shared in Path(sys.base_prefix, "lib").glob(f"libpython{minor}*.so*"):
             file.add(shared, f"python/lib/{shared.name}")
-    major, small, patch = map(int, version.split("."))
-    entry = {
-        "name": "cpython", "arch": {"family": platform.machine(), "variant": None}, "os": "linux",
-        "libc": "gnu", "major": major, "minor": small, "patch": patch, "prerelease": "", "variant": None,
-        "url": archive.as_uri(), "sha256": hashlib.sha256(archive.read_bytes()).hexdigest(), "build": "1",
-    }  # fmt: skip
-    key = f"cpython-{version}-linux-{platform.machine()}-gnu"
-    (wheels / "python-downloads.json").write_text(json.dumps({key: entry}))
+    listed = list_python(archive, version, archive.as_uri())
     environment = {
         "HOME": str(tmp_path), "PATH": "/nonexistent", "UV_PYTHON_INSTALL_DIR": str(tmp_path / "pythons"),
-        "UV_PYTHON_DOWNLOADS_JSON_URL": f"{wheels}/python-downloads.json",
+        "UV_PYTHON_DOWNLOADS_JSON_URL": str(listed),
     }  # fmt: skip
     made = tmp_path / "made"
     options = ["--quiet", "--no-project", "--no-cache", "--python", minor]

@@ -83,6 +83,16 @@ def test_host_whose_systemd_does_not_run(lab: list[Node]) -> None:
     assert "node2" in line and "systemd is not running" in line
 
 
+def test_host_whose_root_hides_what_it_installs(lab: list[Node]) -> None:
+    there = "/etc/sudoers.d/hardened"
+    lab[1].sudo(f"echo Defaults umask=0077, umask_override > {there}")
+    try:
+        line = refused("provision")
+    finally:
+        lab[1].sudo(f"rm {there}")
+    assert "node2" in line and "umask" in line
+
+
 @pytest.mark.usefixtures("untouched")
 def test_gated_model_without_a_token(lab: list[Node]) -> None:
     line = refused("stage_weights", **GATED)

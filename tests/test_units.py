@@ -325,6 +325,13 @@ def test_a_host_with_nothing_lacks_everything_but_a_password():
     assert {"python3", "apt"} <= set(lacking)
 
 
+@pytest.mark.parametrize(("umask", "fit"), [("022", True), ("002", True), ("027", False), ("077", False)])
+def test_a_host_whose_root_hides_what_it_installs_is_not_fit(umask, fit):
+    command = f"umask {umask}; {Essentials().command()}"
+    read = subprocess.run(["/bin/sh", "-c", command], check=True, capture_output=True, text=True)
+    assert ("umask" not in read.stdout.splitlines()) == fit
+
+
 def test_room_is_looked_for_without_making_anything(tmp_path):
     path = tmp_path / "not/there/main"
     read = subprocess.run(

@@ -15,6 +15,11 @@ _CHECKS = {
         "test $(id -u) = 0 || ! command -v sudo || sudo -n true",
         "sudo asks for a password (allow NOPASSWD for the SSH user)",
     ),
+    "umask": (
+        "case $(umask) in *[02]) ;; *) false ;; esac",
+        "the user who serves could not read what root installs (let root's umask be 022; for sudo:"
+        " Defaults umask=0022, umask_override)",
+    ),
     "apt": ("command -v apt-get", "no apt-get: only Debian and Ubuntu are supported so far"),
 }
 

@@ -34,9 +34,9 @@ clean-lab: .venv/ready
 	$(AS_ROOT) $(RACKSERVE) lab down
 	$(AS_ROOT) rm -rf /var/cache/rackserve-lab
 
-# Every benchmark, or one: `make bench-apply`, `make bench-serve`, `make bench-estimate`.
-BENCHMARKS := apply serve estimate
+# Every benchmark, or one: `make bench-apply`; of some a part: `make bench-stage PART=fanout`.
+BENCHMARKS := apply serve estimate stage
 bench: $(addprefix bench-,$(BENCHMARKS))
 
 bench-%: .venv/ready
-	$(AS_ROOT) .venv/bin/python -m tests.bench.$*
+	$(AS_ROOT) env $(if $(PART),PART=$(PART)) .venv/bin/python -m tests.bench.$*

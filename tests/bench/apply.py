@@ -41,9 +41,9 @@ def _row(hosts: Sequence[Node]) -> dict[str, object]:
     }
 
 
-def apply(hosts: Sequence[Node], *options: str) -> str:
+def apply(hosts: Sequence[Node], *options: str, deploy: str = "provision") -> str:
     limits = [word for host in hosts for word in ("--limit", host.name)]
-    command = [BIN / "pyinfra", "inventories/lab.py", "deploys/provision.py", "-y", *limits, *options]
+    command = [BIN / "pyinfra", "inventories/lab.py", f"deploys/{deploy}.py", "-y", *limits, *options]
     # As at a user's desk: what Python compiles is kept, also where a container's image says not to.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)

@@ -171,7 +171,9 @@ def test_old_snapshots_are_pruned_and_what_it_frees_is_said(lab: list[Node]) -> 
 
 
 def test_an_environment_made_on_the_head_is_put_on_the_others(lab: list[Node]) -> None:
-    lab[0].sudo('python3 -m venv /srv/env && touch "/srv/env/größe und form" && mkdir /srv/env/empty')
+    lab[0].sudo(
+        'rm -rf /srv/env && python3 -m venv /srv/env && touch "/srv/env/größe und form" && mkdir /srv/env/empty'
+    )
     lab[1].sudo("mkdir -p /srv/env/bin && touch /srv/env/stray")
     outcome = rackserve("spread", "/srv/env", "-i", "lab")
     assert outcome.code == 0, outcome.said
@@ -208,7 +210,7 @@ def filer(lab: list[Node]) -> Iterator[None]:
         node.sudo('test -e /root/.ssh/id || ssh-keygen -q -t ed25519 -N "" -f /root/.ssh/id')
         lab[0].sudo(f"echo {node.sudo('cat /root/.ssh/id.pub').strip()} >> /home/{USER}/.ssh/authorized_keys")
         node.sudo(
-            f"sshfs -o {server},allow_other,IdentityFile=/root/.ssh/id"
+            f"sshfs -o {server},allow_other,dcache_timeout=3,IdentityFile=/root/.ssh/id"
             f" {USER}@{lab[0].address}:{FILER} /var/lib/rackserve/weights"
         )
     yield
@@ -240,3 +242,16 @@ def test_several_uplinks_share_the_download(lab: list[Node], asked: Asked) -> No
     assert len(downloads) == 3 and asked.shards == 1
     assert len(digests(lab)) == 1
     assert pyinfra("stage_weights", **TP3, uplink=True).changed == {}
+
+
+def test_a_copy_of_the_folder_does_for_the_hub(lab: list[Node], asked: Asked) -> None:
+    stage()
+    lab[0].sudo(f"rm -rf /srv/mirror && mkdir /srv/mirror && cp -a {FOLDER} /srv/mirror/")
+    before = digests(lab)
+    clear(lab)
+    stage(mirror="/srv/mirror", hf_endpoint="http://10.77.44.1:9")
+    assert digests(lab) == before and asked.shards == 0
+    clear(lab)
+    lab[0].sudo("rm /srv/mirror/*/snapshot-*/config.json")
+    outcome = rackserve("deploy", "stage_weights", "-i", "lab", mirror="/srv/mirror", **TP3)
+    assert outcome.code == 1 and "node1: the mirror /srv/mirror has no" in outcome.said, outcome.said

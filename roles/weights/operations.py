@@ -78,7 +78,10 @@ def roomy(python: str, model: Staged, control: Host) -> Iterator[StringCommand]:
     if commit and host.get_fact(Snapshot, python=python, path=path(model), commit=commit) == ABSENT:
         free = host.get_fact(Room, path=path(model), commit=commit)
         if free < needed:
-            short = f"{ROOT}: {model.repository} needs {_gigabytes(needed)}, {_gigabytes(free)} free"
+            short = (
+                f"{ROOT}: {model.repository} needs {_gigabytes(needed)}, {_gigabytes(free)} free: "
+                f"make room for {_gigabytes(needed - free)}"
+            )
             if not state.is_executing:
                 raise OperationError(f"{host.name}: {short}")
             yield remote.failure(state.inventory.get_host(host.name), short)

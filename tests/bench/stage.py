@@ -3,12 +3,14 @@
 fanout    ours and other ways, every link shaped both ways, beside what one link needs for the bytes
 unshaped  the same without a limit: what the processor allows
 hash      making a seed's manifest, beside what the disk reads and what the processor hashes
+sparse    one file of 20 GB, of holes, from a hub to one node
 nothing   `stage_weights` where everything is in place, beside one plain ssh (in the lab)
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import statistics
@@ -27,20 +29,23 @@ from tests.bench.netns import network
 from tests.bench.onnode import sha256
 from tests.bench.report import median, report, seconds
 from tests.lab import Lab
+from tests.lab.hub_testing import running_hub
+from tests.staging import EXPECTED, Node
 
 RECEIVERS = (2, 4, 8)
 #: Mbit/s that all receivers take together: so few that the machine's processor is no limit.
 DELIVERED = 600
 SIZE = 512 << 20  # bytes
+SPARSE = 20 * 10**9  # bytes
 HASHED = 16, 128 << 20  # files, bytes of each
 TIMES = 15
 
 
 @click.command()
-@click.option("--part", envvar="PART", type=click.Choice(["fanout", "unshaped", "hash", "nothing"]))
+@click.option("--part", envvar="PART", type=click.Choice(["fanout", "unshaped", "hash", "sparse", "nothing"]))
 @click.option("--times", default=3, show_default=True, help="Runs of ours, of which the median counts.")
 @click.option("--memory", default="/dev/shm", show_default=True, help="Where nodes' folders are made.")
-@click.option("--disk", default="/var/tmp", show_default=True, help="What `hash` reads from.")
+@click.option("--disk", default="/var/tmp", show_default=True, help="What `hash` and `sparse` use.")
 def main(part: str | None, times: int, memory: str, disk: str) -> None:
     if shutil.which("rsync") is None:
         raise SystemExit("rsync is missing: apt-get install rsync")
@@ -48,6 +53,7 @@ def main(part: str | None, times: int, memory: str, disk: str) -> None:
         "fanout": lambda: _fanout(memory, times),
         "unshaped": lambda: _unshaped(memory, times),
         "hash": lambda: _hash(disk),
+        "sparse": lambda: _sparse(disk),
         "nothing": _nothing,
     }
     for name in [part] if part else parts:
@@ -130,6 +136,21 @@ def _sha256(size: int) -> None:
 
     with ThreadPoolExecutor(cores) as pool:
         list(pool.map(hash_share, range(cores)))
+
+
+def _sparse(disk: str) -> Iterator[dict[str, object]]:
+    with tempfile.TemporaryDirectory(dir=disk) as folder, running_hub(Path(folder)) as hub:
+        model = hub.root / "lab/sparse"
+        model.mkdir(parents=True)
+        (model / "config.json").write_text(json.dumps(EXPECTED))
+        with (model / "model.safetensors").open("wb") as file:
+            file.truncate(SPARSE)
+        node = Node(hub, Path(folder) / "node").at("lab/sparse")
+        for action in ("resolve", "fetch"):  # the hub hashes it when it is asked first
+            command = node.command(action, repository="lab/sparse")
+            took = seconds(lambda words=command: subprocess.run(words, input="", text=True, check=True))
+        row = {"GB": SPARSE / 1e9, "s": took, "GB/s": SPARSE / took / 1e9}
+        yield {**row, "problem": node.problem(repository="lab/sparse")}
 
 
 def _nothing() -> Iterator[dict[str, object]]:

@@ -89,8 +89,8 @@ class Hub:
         if isinstance(error, errors.GatedRepoError):
             why = "this token has no access to it" if self.token else "no token was given"
             return StageError(
-                f"{repository} is gated and {why}: ask for access on the model's page, "
-                "then run with HF_TOKEN set"
+                f"{repository} is gated and {why}: ask for access on "
+                f"{self.address}/{repository}, then run with HF_TOKEN set"
             )
         if isinstance(error, errors.RevisionNotFoundError):
             return StageError(f"{repository} has no revision {revision}")

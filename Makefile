@@ -35,7 +35,7 @@ clean-lab: .venv/ready
 	$(AS_ROOT) rm -rf /var/cache/rackserve-lab
 
 # Every benchmark, or one: `make bench-apply`; of some a part: `make bench-stage PART=fanout`.
-BENCHMARKS := apply serve estimate stage
+BENCHMARKS := apply serve estimate stage simulate
 bench: $(addprefix bench-,$(BENCHMARKS))
 
 bench-%: .venv/ready

@@ -86,14 +86,12 @@ class Settings:
                 _at_least(name, getattr(self, name), 1)
         _at_least("gpus", self.gpus, 0)
         _is_address(self.address)
-        for name in ("vllm_args", "vllm_env", "mirror_options"):
+        for name in ("vllm_args", "vllm_env"):
             if not isinstance(getattr(self, name), Mapping):
                 raise InventoryError(f"{name} is {getattr(self, name)!r}: must be a dictionary")
         if not isinstance(self.uplink, bool):
             raise InventoryError(f"uplink is {self.uplink!r}: must be True or False")
-        for name, value in self.mirror_options.items():
-            if not isinstance(value, str):
-                raise InventoryError(f"mirror_options: {name} must be text, in quotes")
+        self._check_mirror_options()
         for name, value in self.vllm_env.items():
             if not isinstance(value, str):
                 raise InventoryError(f"vllm_env: {name} is {value!r}: must be text, in quotes")
@@ -103,6 +101,14 @@ class Settings:
             )
         if self.api_key is not None and not re.fullmatch(r"[\w.~+/=-]+", self.api_key):
             raise InventoryError("api_key: must be letters, digits and . ~ + / = _ - only")
+
+    def _check_mirror_options(self) -> None:
+        """Without showing any: there are secrets among them."""
+        if not isinstance(self.mirror_options, Mapping):
+            raise InventoryError("mirror_options: must be a dictionary")
+        for name, value in self.mirror_options.items():
+            if not isinstance(value, str):
+                raise InventoryError(f"mirror_options: {name} must be text, in quotes")
 
 
 SETTINGS = tuple(key.name for key in fields(Settings))

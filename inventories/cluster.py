@@ -10,6 +10,7 @@ A host is a name you like and what is to be known of it:
                    the fastest Ethernet (ssh_hostname unless set, which must then be an IP)
     interface      of that address (found on the node unless set)
     gpus, gpu      how many it has, and which (see GPUS_PER_NODE and GPU)
+    uplink         True for who downloads (the first that serves unless some host says so)
 
 A jump host: say it in ~/.ssh/config (ProxyJump), and pyinfra goes that way.
 

@@ -68,6 +68,13 @@ def test_address_is_where_ssh_finds_the_host_unless_it_is_set():
         ({"tensor_parallel": -8}, "tensor_parallel is -8: must be a whole number of at least 1"),
         ({"pipeline_parallel": 2.0}, "pipeline_parallel is 2.0: must be a whole number of at least 1"),
         ({"model": 5}, "model is 5: must be text"),
+        ({"mirror": 5}, "mirror is 5: must be text"),
+        ({"uplink": "yes"}, "uplink is 'yes': must be True or False"),
+        ({"mirror_options": "access_key_id=k"}, "mirror_options: must be a dictionary"),
+        (
+            {"mirror_options": {"secret_access_key": 5}},
+            "mirror_options: secret_access_key must be text, in quotes",
+        ),
         ({"gpu": ["H100"]}, "gpu is ['H100']: must be text"),
         ({"revision": 1.0}, "revision is 1.0: must be text"),
         ({"gpus": -1}, "gpus is -1: must be a whole number of at least 0"),
@@ -108,7 +115,8 @@ def test_token_comes_from_the_environment_unless_it_is_set(monkeypatch):
 
 
 def test_secrets_do_not_show_in_the_repr():
-    own = Settings(address="10.0.0.1", hf_token="hf_secret", api_key="sk_secret")
+    mirror = {"mirror": "s3://secret", "mirror_options": {"secret_access_key": "secret"}}
+    own = Settings(address="10.0.0.1", hf_token="hf_secret", api_key="sk_secret", **mirror)
     assert "secret" not in repr(own)
 
 

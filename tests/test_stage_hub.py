@@ -2,14 +2,25 @@
 
 import os
 import re
+import shutil
 import subprocess
 from contextlib import ExitStack
 
 import pytest
 
-from tests.lab.hub_faults import MIB, line
-from tests.lab.hub_testing import GATED, KEPT_BYTES, OPEN, READER, SHARD, SHARD_BYTES, running_hub, sha256
-from tests.staging import Node, until
+from tests.lab.hub_faults import MIB, line, spoiled
+from tests.lab.hub_testing import (
+    GATED,
+    KEPT_BYTES,
+    OPEN,
+    READER,
+    SHARD,
+    SHARD_BYTES,
+    make_model,
+    running_hub,
+    sha256,
+)
+from tests.staging import FILES, Node, until
 
 WIDE, SHARDS = "lab/wide", [f"model-{number}.safetensors" for number in range(4)]
 BESIDE = MIB // 4  # what the hub sends beside the shards
@@ -142,3 +153,92 @@ def test_a_file_above_what_http_gives_at_once_is_asked_for_in_parts(node, hub):
     assert done.returncode == 0 and is_whole(node), done.stderr
     log = hub.log.read_text()
     assert 'range="bytes=0-9999999"' in log and 'range="bytes=20000000-"' in log
+
+
+@pytest.mark.parametrize("name", ["config.json", SHARD])
+@pytest.mark.parametrize("times", [1, 9])
+def test_wrong_bytes_of_the_right_length_are_fetched_again_and_never_published(node, hub, name, times):
+    sent = []
+
+    def spoil(path, answer):
+        if path.endswith(f"/{name}") and len(sent) < times:
+            sent.append(path)
+            answer.body = bytes(len(answer.body))
+
+    with spoiled(hub.port, spoil) as address:
+        if times == 1:
+            assert is_whole(node.staged(endpoint=address))
+            return
+        said = node.refused("fetch", endpoint=address)
+    assert said == f"{name} as the hub at {address} sends it has another checksum; run it again"
+    assert len(sent) == 2 and node.shown() == []
+    assert is_whole(node.staged())
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_an_answer_that_ends_early_is_asked_for_the_rest(node, hub, declared):
+    def cut(path, answer):
+        if not path.endswith(SHARD):
+            return
+        answer.body = answer.body[: 12 * MIB]
+        if declared and answer.status == 206:
+            first = int(re.search(r"\d+", answer.headers["Content-Range"])[0])
+            answer.headers["Content-Range"] = f"bytes {first}-{first + len(answer.body) - 1}/{SHARD_BYTES}"
+
+    with spoiled(hub.port, cut) as address:
+        assert is_whole(node.staged(endpoint=address))
+
+
+def test_a_hub_that_stumbles_is_asked_again(node, hub):
+    answers = iter([502])
+
+    def stumble(path, answer):
+        if path.endswith("notes.txt"):
+            answer.status = next(answers, answer.status)
+
+    with spoiled(hub.port, stumble) as address:
+        assert is_whole(node.staged(endpoint=address))
+
+
+def test_a_revision_that_moves_does_not_move_what_was_begun(hub, tmp_path):
+    node, model = Node(hub, tmp_path).at("lab/moving"), hub.root / "lab/moving"
+    make_model(model)
+    node("resolve", repository="lab/moving")
+    commit = (node.model / "commits/main").read_text().split()[0]
+    killed(node, [KEPT_BYTES], repository="lab/moving")
+    before = {name: sha256(model / name) for name in FILES}
+    shutil.copytree(model, model / ".revisions/before")
+    (model / SHARD).write_bytes(os.urandom(MIB))
+    assert node.commit("lab/moving") != commit
+    node.staged(repository="lab/moving", commit=commit)
+    assert {name: sha256(node.path / name) for name in FILES} == before
+    assert node.problem(repository="lab/moving", commit=commit) is None
+
+
+def test_many_small_files(hub, tmp_path):
+    """A thousand, not five, by the hub's client: it needs 5 ms for each."""
+    folder = hub.root / "lab/many"
+    names = ["config.json", *(f"part {number % 20}/{number}.txt" for number in range(1000))]
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text('{"num_hidden_layers": 2}' if name == "config.json" else name)
+    node = Node(hub, tmp_path).at("lab/many").staged(repository="lab/many")
+    assert all((node.path / name).read_text() == (folder / name).read_text() for name in names)
+    with node.fetched() as asked:
+        node.staged(repository="lab/many")
+    assert asked == []
+
+
+@pytest.mark.parametrize("ends", ["done", "killed"])
+def test_of_two_stagings_at_once_one_waits_for_the_other(node, hub, ends):
+    with line(hub.port, 11 * MIB) as stalls, node.running("fetch", endpoint=stalls.url) as first:
+        stalls.wait()
+        until(lambda: node.incomplete == [KEPT_BYTES], "what came is on the disk")
+        with line(hub.port) as counts, node.running("fetch", endpoint=counts.url) as other:
+            there = f"waiting for process {first.pid} on {os.uname().nodename}, which fetches the same\n"
+            assert other.stdout.readline() == there
+            first.kill() if ends == "killed" else stalls.release()
+            assert other.wait(timeout=30) == 0, other.stderr.read()
+            assert first.wait(timeout=30) == (-9 if ends == "killed" else 0)
+    assert is_whole(node) and list(node.model.glob(".*")) == []
+    assert counts.sent < (SHARD_BYTES - KEPT_BYTES if ends == "killed" else 0) + BESIDE

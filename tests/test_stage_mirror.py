@@ -202,13 +202,14 @@ def test_what_a_mirror_has_not_is_named(node, copy):
 
 
 def test_a_file_that_a_mirror_lacks_is_named_and_the_others_are_kept(node, spare):
-    path = f"lab--open/snapshot-{node.commit()}/{SHARD}"  # the last: those before it are awaited
-    aside = (spare / path).rename(spare / "aside")
+    snapshot = spare / f"lab--open/snapshot-{node.commit()}"
+    aside = (snapshot / SHARD).rename(spare / "aside")
     said = node.refused("fetch", said={"mirror": str(spare)})
-    assert said.startswith(f"the mirror {spare} has no {path}: ") and node.shown() == []
-    aside.rename(spare / path)
-    os.truncate(spare / path.replace(SHARD, "config.json"), 1)
-    node.staged(said={"mirror": str(spare)})  # the others are not read again
+    assert said.startswith(f"the mirror {spare} has no {(snapshot / SHARD).relative_to(spare)}: ")
+    assert node.shown() == []
+    aside.rename(snapshot / SHARD)
+    (snapshot / "config.json").unlink()
+    node.staged(said={"mirror": str(spare)})
 
 
 @pytest.mark.parametrize(
@@ -301,3 +302,15 @@ def test_a_folder_whose_links_lead_nowhere_says_how_to_copy_it(node, carried):
     assert said == (
         f"the mirror {carried}: {SHARD} is a link to nothing; copy with links followed (rsync -L)"
     )
+
+
+def test_five_thousand_small_files(node, hub, tmp_path):
+    names = ["config.json", *(f"part {number % 20}/{number}.txt" for number in range(5000))]
+    for name in names:
+        (tmp_path / "disk" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "disk" / name).write_text('{"num_hidden_layers": 2}' if name == "config.json" else name)
+    said = {"mirror": str(tmp_path / "disk")}
+    node("resolve", said=said)
+    commit = (node.model / "commits/main").read_text().split()[0]
+    node.staged(said=said, commit=commit)
+    assert all((node.path / name).read_text() == (tmp_path / "disk" / name).read_text() for name in names)

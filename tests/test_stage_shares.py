@@ -12,10 +12,10 @@ from tests.lab.hub_faults import MIB, line
 from tests.lab.hub_testing import running_hub, sha256
 from tests.staging import SCRIPT, Node
 
-WIDE, SHARDS = "lab/wide", [f"model-{number}.safetensors" for number in range(4)]
+WIDE, SHARDS = "lab/wide", [f"model-{number}.safetensors" for number in range(3)]
 SMALL = ["config.json", "extra/tokenizer.json"]
-DEALT = [[*SMALL, SHARDS[0], SHARDS[1]], [SHARDS[3]], [SHARDS[2]]]  # to three
-SIZES = {**dict.fromkeys(SHARDS, 16 * MIB), SHARDS[3]: 18 * MIB, SHARDS[2]: 17 * MIB}
+DEALT = [[*SMALL, SHARDS[0]], [SHARDS[2]], [SHARDS[1]]]  # to three
+SIZES = {name: (16 + number) * MIB for number, name in enumerate(SHARDS)}
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_every_file_is_dealt_once_and_evenly(deal, sizes, count):
 def test_the_shares_of_a_model(deal):
     sizes = {**SIZES, **dict.fromkeys(SMALL, 24)}
     assert deal(sizes, 3) == DEALT
-    assert deal(sizes, 1) == [[*SMALL, SHARDS[3], SHARDS[2], *SHARDS[:2]]]
+    assert deal(sizes, 1) == [[*SMALL, *reversed(SHARDS)]]
     assert deal({"a": 20 * MIB}, 3) == [["a"], [], []]
 
 
@@ -91,15 +91,15 @@ def test_a_share_that_is_there_is_not_fetched_again_and_a_wrong_file_of_it_is(no
     with node.fetched() as asked:
         node.staged(**share(0))
     assert asked == [] and recorded(node) == first
-    os.truncate(node.model / f".partial-{node.commit(WIDE)}" / SHARDS[1], 5)
+    os.truncate(node.model / f".partial-{node.commit(WIDE)}" / SHARDS[0], 5)
     with node.fetched() as asked:
         node.staged(**share(0))
-    assert asked == [SHARDS[1]] and recorded(node) == first
+    assert asked == [SHARDS[0]] and recorded(node) == first
 
 
 def test_a_share_that_broke_off_is_not_recorded_as_there(node, hub):
     node.staged(**share(2))
-    os.truncate(node.model / f".partial-{node.commit(WIDE)}" / SHARDS[2], 5)
+    os.truncate(node.model / f".partial-{node.commit(WIDE)}" / SHARDS[1], 5)
     with (
         line(hub.port, 11 * MIB) as stalls,
         node.running("fetch", endpoint=stalls.url, **share(2)) as fetching,

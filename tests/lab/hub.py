@@ -96,9 +96,11 @@ class Hub:
         )
 
     async def resolve(self, request: web.Request) -> web.StreamResponse:
-        repository, revision = await self._find(request)
+        pinned, path = request.match_info["revision"], request.match_info["path"]
+        known = self.store.with_file(_repository_id(request), pinned, path)
+        repository, revision = (known, known.revisions[pinned]) if known else await self._find(request)
         self._authorize(request, repository)
-        file = revision.files.get(request.match_info["path"])
+        file = revision.files.get(path)
         if file is None:
             raise replies.entry_not_found(revision)
         request[ETAG] = file.etag

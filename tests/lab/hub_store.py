@@ -15,6 +15,7 @@ import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 # What the real Hub keeps in LFS: its digest is a SHA-256 and its git blob is a pointer.
@@ -71,7 +72,7 @@ class Revision:
 
     files: dict[str, StoredFile]
 
-    @property
+    @cached_property
     def commit(self) -> str:
         lines = (f"{path} {file.digest.sha256}\n" for path, file in sorted(self.files.items()))
         return hashlib.sha1("".join(lines).encode()).hexdigest()
@@ -97,6 +98,7 @@ class Store:
 
     root: Path
     _digests: dict[tuple[Path, int, int], Digest] = field(default_factory=dict)
+    _commits: dict[tuple[str, str], Revision] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def ids(self) -> list[str]:
@@ -110,7 +112,20 @@ class Store:
             return None
         with self._lock:
             revisions = {name: self._read(tree) for name, tree in _trees(folder)}
+        self._commits |= {(repository_id, revision.commit): revision for revision in revisions.values()}
         return Repository(repository_id, (folder / ".gated").exists(), revisions)
+
+    def with_file(self, repository_id: str, commit: str, path: str) -> Repository | None:
+        """A commit that was read before, while this file of it is as it was: one of thousands, quickly."""
+        revision = self._commits.get((repository_id, commit))
+        file = revision.files.get(path) if revision else None
+        if revision is None or file is None or not file.source.exists():
+            return None
+        stat = file.source.stat()
+        if self._digests.get((file.source, stat.st_size, stat.st_mtime_ns)) != file.digest:
+            return None
+        gated = (self.root / repository_id / ".gated").exists()
+        return Repository(repository_id, gated, {commit: revision})
 
     def _read(self, tree: Path) -> Revision:
         return Revision({path: self._stored(path, tree / path) for path in _paths(tree)})

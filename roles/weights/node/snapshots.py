@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,33 @@ class StageError(Exception):
 def place(link: Path, commit: str) -> Path:
     """Where a commit's snapshot is, once it is whole."""
     return link.with_name(f"snapshot-{commit}")
+
+
+@contextmanager
+def alone(link: Path, commit: str) -> Iterator[bool]:
+    """One process at a time fetches a snapshot, others wait; whether this one had to."""
+    file, waited = link.with_name(f".partial-{commit}.lock"), False
+    file.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        lock = file.open("a+")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            print(f"waiting for {lock.read() or 'another process'}, which fetches the same", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            waited = True
+        if file.exists() and os.path.samestat(file.stat(), os.fstat(lock.fileno())):
+            break  # else who held it has removed it
+        lock.close()
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {os.uname().nodename}")
+    lock.flush()
+    try:
+        yield waited
+    finally:
+        file.unlink(missing_ok=True)
+        lock.close()
 
 
 def begun(link: Path, commit: str) -> Path:

@@ -87,18 +87,21 @@ def resolve(args: argparse.Namespace) -> int:
 def fetch(args: argparse.Namespace) -> int:
     import sources
 
-    source, partial = origin(args), snapshots.begun(args.path, args.commit)
-    files = sources.wanted(source, args.commit, args.ignore)
     share, count = args.said.get("share", (0, 1))
-    mine = set(sources.shares({file.name: file.size for file in files}, count)[share])
-    snapshots.manifest(partial).unlink(missing_ok=True)
-    fetched = sources.fetch(source, args.commit, partial, [file for file in files if file.name in mine])
-    if share == 0:
-        snapshots.check_config(partial, args.expected)
-    if count > 1:
-        snapshots.replace(snapshots.manifest(partial), json.dumps({"files": fetched}))
-    else:
-        snapshots.publish(args.path, args.repository, args.commit, fetched)
+    with snapshots.alone(args.path, args.commit) as waited:
+        if waited and count == 1 and snapshots.problem(args.path, args.commit) is None:
+            return 0
+        source, partial = origin(args), snapshots.begun(args.path, args.commit)
+        files = sources.wanted(source, args.commit, args.ignore)
+        mine = set(sources.shares({file.name: file.size for file in files}, count)[share])
+        snapshots.manifest(partial).unlink(missing_ok=True)
+        fetched = sources.fetch(source, args.commit, partial, [file for file in files if file.name in mine])
+        if share == 0:
+            snapshots.check_config(partial, args.expected)
+        if count > 1:
+            snapshots.replace(snapshots.manifest(partial), json.dumps({"files": fetched}))
+        else:
+            snapshots.publish(args.path, args.repository, args.commit, fetched)
     return 0
 
 

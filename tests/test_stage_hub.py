@@ -139,7 +139,7 @@ def test_a_disk_that_is_full_in_the_middle_and_freed(node, hub, tmp_path):
             stalls.release()
             out, err = fetching.communicate(timeout=30)
     assert err == f"{node.path.parent}: the disk is full; {OPEN} does not fit\n"
-    assert out.split()[0] == sha256(hub.root / OPEN / SHARD)
+    assert out.splitlines()[-1].split()[0] == sha256(hub.root / OPEN / SHARD)
     first, *others = re.findall(rf'/{SHARD} .* range="(.*)"', hub.log.read_text()[asked:])
     assert first == "-" and len(others) > 1
     assert all(int(re.search(r"\d+", other)[0]) >= KEPT_BYTES for other in others)

@@ -27,29 +27,33 @@ class Clock:
 
 
 class Uplink:
-    """Shared fairly by all that is being sent, as TCP would: each gets 1/n of the rate (bytes/s)."""
+    """Shared by all that is being sent: each gets of the rate (bytes/s) what its weight is of all weights."""
 
     def __init__(self, clock: Clock, rate: float) -> None:
         self.clock, self.rate = clock, rate
-        self._sending: list[tuple[float, int, Callable, tuple]] = []  # by when it ends in `_share`
+        #: By the share at which each ends, and with its weight.
+        self._sending: list[tuple[float, int, float, Callable, tuple]] = []
+        self._weights = 0.0
         self._order = count()
-        self._share, self._since = 0.0, 0.0  # bytes that each had since the beginning; until when
+        self._share, self._since = 0.0, 0.0  # bytes for a weight of 1 since the beginning; until when
         self._due = float("inf")
 
-    def send(self, size: int, action: Callable, *given: Any) -> None:
+    def send(self, size: int, weight: float, action: Callable, *given: Any) -> None:
         self._advance()
-        heapq.heappush(self._sending, (self._share + size, next(self._order), action, given))
+        ends = self._share + size / weight
+        heapq.heappush(self._sending, (ends, next(self._order), weight, action, given))
+        self._weights += weight
         self._plan()
 
     def _advance(self) -> None:
         if self._sending:
-            self._share += (self.clock.now - self._since) * self.rate / len(self._sending)
+            self._share += (self.clock.now - self._since) * self.rate / self._weights
         self._since = self.clock.now
 
     def _plan(self) -> None:
         if self._sending:
             left = max(self._sending[0][0] - self._share, 0)
-            due = self.clock.now + left * len(self._sending) / self.rate
+            due = self.clock.now + left * self._weights / self.rate
             if due < self._due:
                 self._due = due
                 self.clock.at(due, self._end, due)
@@ -60,7 +64,8 @@ class Uplink:
         self._due = float("inf")
         self._advance()
         while self._sending and self._sending[0][0] <= self._share + 1:
-            _, _, action, given = heapq.heappop(self._sending)
+            _, _, weight, action, given = heapq.heappop(self._sending)
+            self._weights -= weight
             action(*given)
         self._plan()
 

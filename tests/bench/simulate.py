@@ -56,7 +56,9 @@ def _large(counts: list[int], size: int, rate: float, trouble_at: int) -> Iterat
             "N": count, "what": str(trouble or "all well"), "pieces": len(swarm.manifest.pieces),
             "s": swarm.seconds, "ratio": swarm.seconds / (size / rate),
             "seed sent": swarm.nodes[0].sent / size, "came twice, %": 100 * swarm.wasted / size / count,
-            "connections of a node": 2 * count, "simulated in, s": time.monotonic() - started,
+            "a node's connections": 2 * count,
+            "their buffers, GB": count * swarm.manifest.piece_bytes / 1e9,
+            "simulated in, s": time.monotonic() - started,
         }  # fmt: skip
 
 

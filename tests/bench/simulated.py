@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,12 +17,13 @@ from tests.bench.events import Clock, Downlink, Uplink
 class Assumptions:
     """Seconds, and bytes where it says so."""
 
-    start: float = 0.5  # until a node listens
+    start: float = 1.0  # until a node listens; with what the end takes
     connect: float = 0.001  # of a node's processor for each connection
     latency: float = 50e-6  # one way
     piece: float = 0.0005  # from a piece's last byte until it is written, hashed and known
     buffer: int = 2 << 20  # bytes that a connection takes before they are read
     chunk: int = 1 << 18  # bytes of a connection that are queued before the next piece is chosen
+    uneven: float = 0.5  # TCP's shares of a link: their logarithm's standard deviation
     retry: float = 0.5  # as in swarm.py
     quiet: float = 1.0
     hurry: float = 2.0
@@ -64,7 +66,18 @@ class Node:
 class Connection:
     """By which one node deals and relays to another."""
 
-    __slots__ = ("swarm", "source", "to", "line", "picked", "sending", "unread", "unread_bytes", "reading")
+    __slots__ = (
+        "swarm",
+        "source",
+        "to",
+        "line",
+        "picked",
+        "sending",
+        "unread",
+        "unread_bytes",
+        "reading",
+        "weight",
+    )
 
     def __init__(self, swarm: Swarm, source: Node, to: Node) -> None:
         self.swarm, self.source, self.to = swarm, source, to
@@ -74,6 +87,7 @@ class Connection:
         self.unread: deque[int] = deque()
         self.unread_bytes = 0
         self.reading = False
+        self.weight = swarm.chance.lognormvariate(0, swarm.how.uneven)
         source.connections.append(self)
         self.pump()
 
@@ -92,7 +106,7 @@ class Connection:
         if self.picked is not None and self.sending is None and self.unread_bytes < how.buffer:
             self.sending, self.picked = self.picked, None
             size = length(self.sending & ~RELAY)
-            self.source.up.send(size, self.left, self.to.down.expect(size, how.latency))
+            self.source.up.send(size, self.weight, self.left, self.to.down.expect(size, how.latency))
             self.pump()
 
     def left(self, earliest: float) -> None:
@@ -151,7 +165,7 @@ class Swarm:
         how: Assumptions | None = None,
     ) -> None:  # fmt: skip
         self.manifest, self.trouble, self.how = manifest, trouble or Trouble(), how or Assumptions()
-        self.clock = Clock()
+        self.clock, self.chance = Clock(), random.Random(1)
         self.nodes = [Node(self, "0", rate, manifest.everything)]
         for number in range(1, count + 1):
             speed = self.trouble.speed if number == 1 else 1
@@ -184,7 +198,7 @@ class Swarm:
         for number, other in enumerate(others):
             self.clock.after(self.how.retry + number * self.how.connect, self._call, other, node)
         hashes = 32 * len(self.manifest.pieces)
-        self.nodes[0].up.send(hashes, self._call, self.nodes[0], node)
+        self.nodes[0].up.send(hashes, 1, self._call, self.nodes[0], node)
 
     def _call(self, source: Node, to: Node) -> None:
         if not source.dead and not to.dead:
@@ -223,7 +237,7 @@ class Swarm:
             source, to, what = waits
             size = self.manifest.length(what & ~RELAY)
             source.sent += size
-            source.up.send(size, self._carry, process, to.down.expect(size, self.how.latency))
+            source.up.send(size, 1, self._carry, process, to.down.expect(size, self.how.latency))
 
     def _carry(self, process: Iterator, earliest: float) -> None:
         self.clock.at(max(self.clock.now + self.how.latency, earliest), self._step, process)

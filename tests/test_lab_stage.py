@@ -183,6 +183,8 @@ def test_an_environment_made_on_the_head_is_put_on_the_others(lab: list[Node]) -
     again = pyinfra("spread", _folders="/srv/env")
     assert (again.code, again.changed) == (0, {})
     assert lab[2].sudo("ls /var/lib/rackserve/weights | grep folder || true") == ""
+    for node in lab:
+        node.sudo("rm -r /srv/env")
 
 
 def test_a_folder_that_the_head_has_not_or_that_is_the_systems_is_refused(lab: list[Node]) -> None:
@@ -191,6 +193,7 @@ def test_a_folder_that_the_head_has_not_or_that_is_the_systems_is_refused(lab: l
     assert outcome.code == 1
     assert "node1: /srv/only-here: there is no such folder to spread" in outcome.said
     assert lab[1].sudo("ls /srv/only-here").strip() == "file"
+    lab[1].sudo("rm -r /srv/only-here")
     outcome = rackserve("spread", "/etc/ssh", "-i", "lab")
     assert outcome.code == 2 and "/etc is the system" in outcome.said
 
@@ -253,4 +256,5 @@ def test_a_copy_of_the_folder_does_for_the_hub(lab: list[Node], asked: Asked) ->
     clear(lab)
     lab[0].sudo("rm /srv/mirror/*/snapshot-*/config.json")
     outcome = rackserve("deploy", "stage_weights", "-i", "lab", mirror="/srv/mirror", **TP3)
+    lab[0].sudo("rm -r /srv/mirror")
     assert outcome.code == 1 and "node1: the mirror /srv/mirror has no" in outcome.said, outcome.said

@@ -39,6 +39,7 @@ def prepare(say: Callable[[str], None]) -> None:
         say("fetching wheels (0.8 GB, once)")
         _fill_wheelhouse(locks)
         _build_plugins()
+        _install()
         _stamp().touch()
     if not all((MODELS / repository).exists() for repository in (*REPOSITORIES.values(), GATED)):
         say("making the lab's models (about a minute, once)")
@@ -112,9 +113,13 @@ def _build_plugins() -> None:
     PLUGINS.write_text("".join(lines))
 
 
-def _make_models() -> None:
+def _install() -> None:
+    """vLLM in the lab's own environment, which makes models and answers what vLLM would do."""
     _uv("pip", "sync", "--no-index", "--find-links", WHEELHOUSE, "--require-hashes",
         "--python", ENVIRONMENT / "bin/python", LOCKS / "cpu.lock", LAB_LOCK)  # fmt: skip
+
+
+def _make_models() -> None:
     for maker, repository in REPOSITORIES.items():
         run(ENVIRONMENT / "bin/python", "-P", HERE / "models.py", maker, MODELS / repository)
     tiny, gated = MODELS / REPOSITORIES["tiny-llama"], MODELS / GATED

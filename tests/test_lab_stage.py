@@ -246,8 +246,9 @@ def test_several_uplinks_share_the_download(lab: list[Node], asked: Asked) -> No
     assert pyinfra("stage_weights", **TP3, uplink=True).changed == {}
 
 
-def test_a_copy_of_the_folder_does_for_the_hub(lab: list[Node], asked: Asked) -> None:
+def test_a_copy_of_the_folder_does_for_the_hub(lab: list[Node]) -> None:
     stage()
+    asked = Asked()
     lab[0].sudo(f"rm -rf /srv/mirror && mkdir /srv/mirror && cp -a {FOLDER} /srv/mirror/")
     before = digests(lab)
     clear(lab)

@@ -122,6 +122,13 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
+def record(link: Path, commit: str, size: int) -> None:
+    """Keep what a revision was resolved to, and the bytes of its files."""
+    kept = link.parent / "commits" / link.name
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    replace(kept, f"{commit} {size}\n")
+
+
 def replace(path: Path, text: str) -> None:
     new = path.with_name(path.name + ".new")
     new.write_text(text)

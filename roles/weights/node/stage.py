@@ -78,9 +78,7 @@ def resolve(args: argparse.Namespace) -> int:
     source = origin(args)
     commit = source.commit(args.revision)
     size = sum(file.size for file in sources.wanted(source, commit, args.ignore))
-    record = args.path.parent / "commits" / args.path.name
-    record.parent.mkdir(parents=True, exist_ok=True)
-    snapshots.replace(record, f"{commit} {size}\n")
+    snapshots.record(args.path, commit, size)
     return 0
 
 

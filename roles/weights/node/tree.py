@@ -20,7 +20,7 @@ import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -68,8 +68,8 @@ def entries(folder: Path) -> Iterator[bytes]:
             said = [
                 os.path.relpath(path, folder),
                 oct(about.st_mode),
-                user(about.st_uid),
-                group(about.st_gid),
+                called(pwd.getpwuid, about.st_uid),
+                called(grp.getgrgid, about.st_gid),
             ]
             if stat.S_ISREG(about.st_mode):
                 said += [str(about.st_size), str(about.st_mtime_ns)]
@@ -79,20 +79,12 @@ def entries(folder: Path) -> Iterator[bytes]:
 
 
 @cache
-def user(uid: int) -> str:
-    """By its name: the same user may have another number elsewhere."""
+def called(entry: Callable[[int], tuple], number: int) -> str:
+    """A user or group by its name: it may have another number elsewhere."""
     try:
-        return pwd.getpwuid(uid).pw_name
+        return entry(number)[0]
     except KeyError:
-        return str(uid)
-
-
-@cache
-def group(gid: int) -> str:
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return str(gid)
+        return str(number)
 
 
 def pack(args: argparse.Namespace) -> None:
@@ -107,9 +99,7 @@ def pack(args: argparse.Namespace) -> None:
     if digest(args.folder) != args.commit:
         raise StageError(f"{args.folder} changed while it was packed; run it again")
     made = {ARCHIVE: {"size": archive.stat().st_size, "sha256": snapshots.sha256(archive)}}
-    record = args.path.parent / "commits" / args.path.name
-    record.parent.mkdir(parents=True, exist_ok=True)
-    snapshots.replace(record, f"{args.commit} {made[ARCHIVE]['size']}\n")
+    snapshots.record(args.path, args.commit, made[ARCHIVE]["size"])
     snapshots.publish(args.path, args.repository, args.commit, made)
 
 
@@ -120,10 +110,7 @@ def unpack(args: argparse.Namespace) -> None:
     for left in (new, old):
         shutil.rmtree(left, ignore_errors=True)
     new.mkdir()
-    free = shutil.disk_usage(new).free
-    if archive.stat().st_size > free:
-        needed = snapshots.megabytes(archive.stat().st_size)
-        raise StageError(f"{args.folder}: {needed} needed, {snapshots.megabytes(free)} free")
+    snapshots.check_space(new, {ARCHIVE: archive.stat().st_size})
     tar("-xpf", archive, "-C", new)
     if args.folder.exists():
         args.folder.rename(old)

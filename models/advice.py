@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from . import hardware, kv
@@ -36,7 +36,13 @@ class Alternative:
 
     plan: Plan
     estimate: Estimate | None
-    trades: str
+    ratios: Mapping[str, float]  # of what each is good at, to the chosen plan's; more is better
+
+    @property
+    def trades(self) -> str:
+        """What is better and what worse than in the chosen plan, the best first."""
+        told = sorted(_telling(self.ratios).items(), key=lambda pair: -pair[1])
+        return ", ".join(f"{what} x{ratio:.2f}" for what, ratio in told)
 
 
 def suggestions(
@@ -62,6 +68,9 @@ def alternatives(chosen: Plan, nodes: Sequence[Node], request: Request, most: in
     """Plans that fit and are better than the chosen one in something, best first."""
     free = replace(request, tensor_parallel=None, pipeline_parallel=None, replicas=None)
     own = chosen.replicas[0]
+    if own.fit is None:
+        return []
+    good = _measures(chosen, estimate(own, chosen.model, loaded(chosen, request)))
     seen: dict[tuple[object, ...], Alternative] = {}
     for option in options(chosen.model, nodes, free):
         first = option.replicas[0]
@@ -73,10 +82,10 @@ def alternatives(chosen: Plan, nodes: Sequence[Node], request: Request, most: in
         ):
             continue
         guessed = estimate(first, option.model, loaded(option, request))
-        trades = _trades(chosen, option, request, guessed)
-        if trades:
-            seen[(first.split, len(option.replicas))] = Alternative(option, guessed, trades)
-    return sorted(seen.values(), key=lambda one: -_gain(chosen, one, request))[:most]
+        ratios = {what: value / good[what] for what, value in _measures(option, guessed).items()}
+        if any(ratio > 1 for ratio in _telling(ratios).values()):
+            seen[(first.split, len(option.replicas))] = Alternative(option, guessed, ratios)
+    return sorted(seen.values(), key=lambda one: -_gain(one, request))[:most]
 
 
 def _asking_less(model: Model, nodes: Sequence[Node], request: Request) -> Iterator[Suggestion]:
@@ -226,7 +235,7 @@ def _options(model: Model, nodes: Sequence[Node], request: Request) -> list[Plan
         return []
 
 
-def _measures(plan: Plan, request: Request, guessed: Estimate | None) -> dict[str, float]:
+def _measures(plan: Plan, guessed: Estimate | None) -> dict[str, float]:
     """What a plan is good at; more is better."""
     found = plan.replicas[0].fit
     assert found is not None and guessed is not None
@@ -238,29 +247,13 @@ def _measures(plan: Plan, request: Request, guessed: Estimate | None) -> dict[st
     }
 
 
-def _ratios(chosen: Plan, option: Plan, request: Request, guessed: Estimate | None) -> dict[str, float]:
-    own = _measures(chosen, request, estimate(chosen.replicas[0], chosen.model, loaded(chosen, request)))
-    return {what: value / own[what] for what, value in _measures(option, request, guessed).items()}
+def _telling(ratios: Mapping[str, float]) -> dict[str, float]:
+    return {what: ratio for what, ratio in ratios.items() if abs(ratio - 1) > 0.05}
 
 
-def _trades(chosen: Plan, option: Plan, request: Request, guessed: Estimate | None) -> str:
-    """What is better and worse than in the chosen plan; "" when nothing is better."""
-    ratios = {
-        what: ratio
-        for what, ratio in _ratios(chosen, option, request, guessed).items()
-        if abs(ratio - 1) > 0.05
-    }
-    if not any(ratio > 1 for ratio in ratios.values()):
-        return ""
-    return ", ".join(
-        f"{what} x{ratio:.2f}" for what, ratio in sorted(ratios.items(), key=lambda pair: -pair[1])
-    )
-
-
-def _gain(chosen: Plan, one: Alternative, request: Request) -> float:
-    ratios = _ratios(chosen, one.plan, request, one.estimate)
-    wanted: Callable[[dict[str, float]], float] = {
-        "latency": lambda ratio: ratio["token alone"],
-        "throughput": lambda ratio: ratio["tokens/s"],
-    }.get(request.optimize or "", lambda ratio: ratio["tokens/s"] * ratio["token alone"])
-    return wanted(ratios)
+def _gain(one: Alternative, request: Request) -> float:
+    if request.optimize == "latency":
+        return one.ratios["token alone"]
+    if request.optimize == "throughput":
+        return one.ratios["tokens/s"]
+    return one.ratios["tokens/s"] * one.ratios["token alone"]

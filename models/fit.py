@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from . import kv
@@ -51,6 +52,7 @@ class Fit:
         return min(self.stages, key=lambda stage: stage.available)
 
 
+@lru_cache(maxsize=512)
 def fit(model: Architecture, split: Split, gpu: Gpu, how: Serving, wanted: Targets) -> Fit:
     """Fit a split; what is missing is said in bytes of the GPU that lacks most."""
     stages = stage_memory(model, split, gpu, how)

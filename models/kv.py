@@ -108,7 +108,9 @@ def needed(model: Architecture, split: Split, cache: Cache, length: int, request
 
 def largest(limit: int, fits: Callable[[int], bool]) -> int:
     """The largest number up to `limit` that fits; what is smaller than one that fits does too."""
-    low, high = 0, limit
+    if fits(limit):  # as it most often does
+        return limit
+    low, high = 0, limit - 1
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)

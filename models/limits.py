@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from .architecture import Architecture
 from .errors import PlanError
@@ -16,10 +17,11 @@ def check(name: str, model: Architecture, split: Split) -> None:
         raise PlanError(f"{name}: {wrong}")
 
 
-def valid_tensor_parallel(model: Architecture, expert: bool = False) -> list[int]:
+@lru_cache(maxsize=64)
+def valid_tensor_parallel(model: Architecture, expert: bool = False) -> tuple[int, ...]:
     """Every TP size that vLLM starts this model with."""
-    heads = model.num_attention_heads
-    return [tp for tp in range(1, heads + 1) if not _tensor_problem(model, Split(tp, expert=expert))]
+    sizes = range(1, model.num_attention_heads + 1)
+    return tuple(tp for tp in sizes if not _tensor_problem(model, Split(tp, expert=expert)))
 
 
 def problem(model: Architecture, split: Split) -> str | None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from math import ceil, floor
 from typing import Any
 
@@ -140,7 +139,6 @@ def block_size(model: Architecture, gpu: Gpu, kv_cache_dtype: str) -> int:
     return BLOCK_SIZE  # flashattn_mla.py:50, and triton_mla.py:115 on older GPUs
 
 
-@lru_cache(maxsize=512)
 def stage_memory(model: Architecture, split: Split, gpu: Gpu, how: Serving) -> tuple[Stage, ...]:
     """The memory of a GPU of each stage; stages with layers that are alike are counted once."""
     kinds, first, last = layer_kinds(model), 0, split.pipeline - 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 
 from .architecture import BYTES, Architecture, Dtype
@@ -56,6 +57,7 @@ def part_bytes(
 ) -> Counter[str]:
     """The bytes of `tensors` by part, of the rank with most; layers that are alike are counted once."""
     rows, kinds = Rows(model, split, 0, dtype, padding), layer_kinds(model)
+    of_a_rank = replace(split, pipeline=1, context=1)
     counts = stages(model.num_hidden_layers, split.pipeline)
     first = sum(counts[:stage])
     alike = Counter(kinds[first : first + counts[stage]])
@@ -63,9 +65,20 @@ def part_bytes(
     for tensor in rows.ends(is_first=stage == 0, is_last=stage == split.pipeline - 1):
         parts[tensor.part] += tensor.bytes
     for layer, times in alike.items():
-        for tensor in rows.layer(layer):
-            parts[tensor.part] += times * tensor.bytes
+        for part, size in _layer_bytes(model, of_a_rank, layer, dtype, padding):
+            parts[part] += times * size
     return parts
+
+
+@lru_cache(maxsize=512)
+def _layer_bytes(
+    model: Architecture, split: Split, layer: int, dtype: Dtype, padding: tuple[int, int]
+) -> tuple[tuple[str, int], ...]:
+    """The bytes of a layer by part: the same in every stage and for every number of stages."""
+    parts: Counter[str] = Counter()
+    for tensor in Rows(model, split, 0, dtype, padding).layer(layer):
+        parts[tensor.part] += tensor.bytes
+    return tuple(parts.items())
 
 
 @lru_cache(maxsize=64)

@@ -96,7 +96,7 @@ def test_key_value_heads_are_divided_or_copied_never_split():
         "vocab_size": 768, "max_position_embeddings": 64,
     }  # fmt: skip
     odd = models.Model(name="odd", repository="org/odd", config=config)
-    assert valid_tensor_parallel(odd.architecture) == [1, 2, 4, 12]  # not 3 nor 6, which divide the heads
+    assert valid_tensor_parallel(odd.architecture) == (1, 2, 4, 12)  # not 3 nor 6, which divide the heads
     with pytest.raises(PlanError, match=r"12 attention heads and 4 key-value heads; TP can be 1, 2, 4, 12 "):
         plan(odd, nodes(6), tensor_parallel=6)
     assert split(only(plan(odd, nodes(12)))) == (12, 1, ("gpu1",))

@@ -17,7 +17,7 @@ from tests.bench.netns import Network
 from tests.lab.shell import wait_until
 from tests.lab.testing import REPOSITORY
 
-STAGE = REPOSITORY / "roles/weights/stage.py"
+STAGE = REPOSITORY / "roles/weights/node/stage.py"
 MODEL, COMMIT = "bench/model", "0" * 40
 PORT = 19870
 FILES = 8

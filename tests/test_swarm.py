@@ -19,7 +19,7 @@ import giving
 import pytest
 import swarm
 import wire
-from dealing import BATCH, IDLE, RELAY
+from dealing import BATCH, DEALT, IDLE, RELAY, Dealing
 from pieces import Manifest, SwarmError, make
 
 from tests.lab.hub_testing import MIB, git_sha1, sha256
@@ -514,3 +514,26 @@ def test_small_files_share_pieces_and_big_ones_start_their_own():
         parts = [manifest.part(index, number) for index in manifest.spans[number]]
         assert sum(size for _, size in parts) == file.size
         assert [offset for offset, _ in parts] == [n * PIECE for n in range(len(parts))]
+
+
+@pytest.mark.parametrize(
+    ("lags", "behind"),
+    [([9], False), ([0] * 7, False), ([0] * 6 + [9], False), ([0] * 5 + [9] * 2, True), ([3] * 7, True)],
+    ids=str,
+)
+def test_a_node_is_behind_when_more_than_a_few_wait_for_it(lags, behind):
+    dealing = Dealing(0)
+    dealing.first_hand = list(range(10))
+    for lag in lags:
+        line = dealing.open(lacks=1023)
+        line.relayed, line.at = 10 - lag, 5.0
+    assert dealing.behind(now=5.5) == behind
+    assert not dealing.behind(now=6.5)  # nobody takes anything: it is not our link
+
+
+def test_a_seed_deals_each_piece_once_and_no_more_than_is_taken():
+    dealing = Dealing(0b11111)
+    one, other = dealing.open(0b11111), dealing.open(0b11111)
+    assert [one.next(0) for _ in range(5)] == [RELAY | 0, RELAY | 1, RELAY | 2, RELAY | 3, IDLE]
+    assert [other.next(0) for _ in range(3)] == [RELAY | 4, DEALT, IDLE]
+    assert one.next(0) == DEALT

@@ -232,6 +232,27 @@ def test_a_snapshot_that_is_in_place_stays_until_another_is_whole(node):
     assert node.problem() is None
 
 
+def test_what_another_commit_has_is_not_fetched_again(node):
+    node.staged(commit=(other := node.commit(revision="v1")), expected={"num_hidden_layers": 1})
+    with node.fetched() as names:
+        node.staged()
+    assert sorted(names) == ["config.json", "extra/notes.txt"]
+    assert node.problem() is None and kept(node, "verify").returncode == 0
+    assert os.path.samefile(node.path / SHARD, node.model / f"snapshot-{other}" / SHARD)
+
+
+def test_what_another_commit_has_wrong_is_fetched_and_stays_there(node, hub):
+    node.staged(commit=(other := node.commit(revision="v1")), expected={"num_hidden_layers": 1})
+    shard = node.model / f"snapshot-{other}" / SHARD
+    seen = shard.stat()
+    damaged(shard)
+    os.utime(shard, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+    wrong = sha256(shard)
+    node.staged()
+    assert sha256(node.path / SHARD) == sha256(hub.root / OPEN / SHARD)
+    assert sha256(shard) == wrong
+
+
 def kept(node, action, *words):
     """A run over all that is on the node, and what it printed."""
     command = [sys.executable, SCRIPT, action, "--path", node.folder, *words]
@@ -292,7 +313,8 @@ def test_old_snapshots_are_excess_and_what_a_revision_means_is_not(node):
     (node.model / ".partial-x").mkdir()
     excess = {one["folder"].split("/")[1]: one["bytes"] for one in json.loads(kept(node, "excess").stdout)}
     assert set(excess) == {f"snapshot-{node.commit()}", ".partial-x"}
-    assert excess[f"snapshot-{node.commit()}"] == on(node)[node.commit()]["bytes"]
+    # What it frees: the shard is the other's, too.
+    assert 0 < excess[f"snapshot-{node.commit()}"] < MIB < on(node)[node.commit()]["bytes"]
     assert json.loads(kept(node, "excess", "--keep", 2).stdout)[0]["folder"].endswith(".partial-x")
     os.unlink(node.path)
     assert len(json.loads(kept(node, "excess", "--keep", 0).stdout)) == 3
@@ -339,6 +361,25 @@ def test_nodes_take_it_from_one_that_has_it_and_the_hub_is_not_asked(hub, tmp_pa
             name: sha256(nodes[0].path / name) for name in FILES
         }
     assert json.loads(kept(nodes[1], "excess", "--keep", 1).stdout) == []
+
+
+@pytest.mark.parametrize("harm", [False, True])
+def test_a_node_takes_of_a_new_commit_only_what_it_has_not(hub, tmp_path, harm):
+    nodes = [Node(hub, tmp_path / name) for name in "ab"]
+    for node in nodes:
+        node.staged(commit=(other := node.commit(revision="v1")), expected={"num_hidden_layers": 1})
+    nodes[0].staged()
+    shard = nodes[1].model / f"snapshot-{other}" / SHARD
+    seen = shard.stat()
+    if harm:
+        damaged(shard)
+        os.utime(shard, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+    before = sha256(shard)
+    _, ((out, err), code) = joined(nodes)
+    assert (code, err) == (0, "") and nodes[1].problem() is None
+    assert sha256(nodes[1].path / SHARD) == sha256(hub.root / OPEN / SHARD)
+    assert os.path.samefile(nodes[1].path / SHARD, shard) != harm and sha256(shard) == before
+    assert ("0.00 GB" in out.splitlines()[-1]) != harm, out
 
 
 def test_a_file_that_is_wrong_is_taken_from_a_node(hub, tmp_path):

@@ -35,7 +35,7 @@ from tests.staging import EXPECTED, Node
 RECEIVERS = (2, 4, 8)
 #: Mbit/s that all receivers take together: so few that the machine's processor is no limit.
 DELIVERED = 600
-SIZE = 512 << 20  # bytes
+SIZE = 1 << 30  # bytes
 SPARSE = 20 * 10**9  # bytes
 HASHED = 16, 128 << 20  # files, bytes of each
 TIMES = 15
@@ -43,7 +43,7 @@ TIMES = 15
 
 @click.command()
 @click.option("--part", envvar="PART", type=click.Choice(["fanout", "unshaped", "hash", "sparse", "nothing"]))
-@click.option("--times", default=3, show_default=True, help="Runs of ours, of which the median counts.")
+@click.option("--times", default=2, show_default=True, help="Runs of ours, of which the median counts.")
 @click.option("--memory", default="/dev/shm", show_default=True, help="Where nodes' folders are made.")
 @click.option("--disk", default="/var/tmp", show_default=True, help="What `hash` and `sparse` use.")
 def main(part: str | None, times: int, memory: str, disk: str) -> None:
@@ -64,7 +64,7 @@ def main(part: str | None, times: int, memory: str, disk: str) -> None:
 def _fanout(memory: str, times: int) -> Iterator[dict[str, object]]:
     for way in WAYS:
         for count in RECEIVERS:
-            size, runs = (SIZE, times if way == "ours" else 1) if way in FLAT else (SIZE // 4 // count, 1)
+            size, runs = (SIZE, times if way == "ours" else 1) if way in FLAT else (SIZE // 8 // count, 1)
             yield {"way": way, "N": count, **_measured(memory, way, count, runs, size, DELIVERED / count)}
 
 

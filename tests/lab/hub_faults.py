@@ -22,9 +22,9 @@ class Line(socketserver.ThreadingTCPServer):
     block_on_close = False
     request_queue_size = 50
 
-    def __init__(self, to: int, limit: float, port: int) -> None:
-        super().__init__(("127.0.0.1", port), _Passed)
-        self.to, self.limit = to, limit
+    def __init__(self, to: int, limit: float, port: int, host: str) -> None:
+        super().__init__((host, port), _Passed)
+        self.to, self.limit = (host, to), limit
         self.sent = 0  # bytes, over all connections
         self.stalled = threading.Semaphore(0)  # as many as stall
         self._ended = threading.Event()
@@ -37,7 +37,7 @@ class Line(socketserver.ThreadingTCPServer):
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.to[0]}:{self.port}"
 
     def wait(self, connections: int = 1) -> None:
         """Until so many have stalled."""
@@ -73,7 +73,7 @@ class _Passed(socketserver.BaseRequestHandler):
     server: Line
 
     def handle(self) -> None:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", self.server.to)) as hub:
+        with suppress(OSError), socket.create_connection(self.server.to) as hub:
             threading.Thread(target=self._ask, args=[hub], daemon=True).start()
             sent = 0
             while data := hub.recv(MIB // 4):
@@ -91,9 +91,9 @@ class _Passed(socketserver.BaseRequestHandler):
 
 
 @contextmanager
-def line(to: int, limit: float = FOREVER, port: int = 0) -> Iterator[Line]:
-    """A line to a port of this machine; at the end it is down."""
-    with Line(to, limit, port) as running:
+def line(to: int, limit: float = FOREVER, port: int = 0, host: str = "127.0.0.1") -> Iterator[Line]:
+    """A line to a port of this machine, which has the address `host`; at the end it is down."""
+    with Line(to, limit, port, host) as running:
         threading.Thread(target=running.serve_forever, args=[0.05], daemon=True).start()
         try:
             yield running
@@ -113,8 +113,8 @@ Spoil = Callable[[str, Answer], None]
 
 
 @contextmanager
-def spoiled(to: int, spoil: Spoil) -> Iterator[str]:
-    """The address of what answers as a server on this machine does, but for what `spoil` changes."""
+def spoiled(to: int, spoil: Spoil, host: str = "127.0.0.1") -> Iterator[str]:
+    """The address, at `host`, of what answers as a server here does, but for what `spoil` changes."""
     loop = asyncio.new_event_loop()
 
     async def answer(request: web.Request) -> web.Response:
@@ -132,7 +132,7 @@ def spoiled(to: int, spoil: Spoil) -> Iterator[str]:
         app.router.add_get("/{any:.*}", answer)
         runner = web.AppRunner(app)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
+        site = web.TCPSite(runner, host, 0)
         await site.start()
         return int(runner.addresses[0][1])
 
@@ -140,7 +140,7 @@ def spoiled(to: int, spoil: Spoil) -> Iterator[str]:
     running = threading.Thread(target=loop.run_forever, daemon=True)
     running.start()
     try:
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://{host}:{port}"
     finally:
         loop.call_soon_threadsafe(loop.stop)
         running.join(10)

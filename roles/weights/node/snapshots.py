@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +55,45 @@ def alone(link: Path, commit: str) -> Iterator[bool]:
         lock.close()
 
 
-def begun(link: Path, commit: str) -> Path:
-    """The folder in which the snapshot is made, with what is there of it already."""
+def begun(link: Path, commit: str, sums: Mapping[str, str | None]) -> Path:
+    """The folder in which the snapshot is made, with what is there of it already.
+
+    Files that another snapshot of the repository has, by their `sums` (sha256), are linked into it: a
+    commit often changes a few of many. So are those of one that is published and in which something
+    changed. Whoever writes removes what is wrong first: see `linked`.
+    """
     final, partial = place(link, commit), link.with_name(f".partial-{commit}")
-    if final.exists() and not partial.exists():
-        # Something in it changed: keep what is right, fetch the rest, and serve on meanwhile.
-        shutil.copytree(final, partial, copy_function=os.link)
-    partial.mkdir(parents=True, exist_ok=True)
+    if not partial.exists():
+        if final.exists():  # serve it on meanwhile
+            shutil.copytree(final, partial, copy_function=os.link)
+        partial.mkdir(parents=True, exist_ok=True)
+        for name, source in _elsewhere(link.parent, sums).items():
+            if not (partial / name).exists():
+                (partial / name).parent.mkdir(parents=True, exist_ok=True)
+                with suppress(OSError):  # a file system without links: then it is fetched
+                    os.link(source, partial / name)
     return partial
+
+
+def _elsewhere(repository: Path, sums: Mapping[str, str | None]) -> dict[str, Path]:
+    """Files of these sums that published snapshots have, unchanged as far as a look tells."""
+    there: dict[str, Path] = {}
+    for file in repository.glob("snapshot-*.json"):
+        folder = file.with_suffix("")
+        with suppress(ValueError, KeyError):  # torn
+            files = json.loads(file.read_text())["files"]
+            there |= {one["sha256"]: folder / name for name, one in files.items()
+                      if changed(folder)((name, one)) is None}  # fmt: skip
+    return {name: there[digest] for name, digest in sums.items() if digest in there}
+
+
+def linked(partial: Path, files: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the files that are a published snapshot's, too, and must not be written to."""
+    return {
+        name: file
+        for name, file in files.items()
+        if (partial / name).is_file() and (partial / name).stat().st_nlink > 1
+    }
 
 
 def publish(link: Path, repository: str, commit: str, files: Mapping[str, Any]) -> None:
@@ -177,11 +208,16 @@ def excess(root: Path, keep: int) -> list[dict[str, Any]]:
     for one in sorted(published(root), key=lambda one: one["verified"], reverse=True):
         kept[one["repository"]] = kept.get(one["repository"], 0) + 1
         if kept[one["repository"]] > keep and not one["revisions"]:
-            found.append({"folder": one["folder"], "bytes": one["bytes"]})
+            found.append({"folder": one["folder"], "bytes": _own(root / one["folder"])})
     for left in sorted([*root.glob("*/.partial-*/"), *root.glob("*/.old-*/")]):
-        used = sum(file.stat().st_blocks * 512 for file in left.rglob("*") if file.is_file())
-        found.append({"folder": str(left.relative_to(root)), "bytes": used})
+        found.append({"folder": str(left.relative_to(root)), "bytes": _own(left)})
     return found
+
+
+def _own(folder: Path) -> int:
+    """Bytes on the disk that no other snapshot has, too."""
+    seen = (file.stat() for file in folder.rglob("*") if file.is_file())
+    return sum(file.st_blocks * 512 for file in seen if file.st_nlink == 1)
 
 
 def manifest(folder: Path) -> Path:

@@ -45,10 +45,9 @@ def join(
             _keep(final, known)
             swarm.run(final, known, **who, **how)
             return
-        partial = snapshots.begun(link, commit)
-        if final.exists():
-            for name in snapshots.differing(partial, files):
-                (partial / name).unlink(missing_ok=True)
+        partial = snapshots.begun(link, commit, {name: file["sha256"] for name, file in files.items()})
+        for name in snapshots.differing(partial, snapshots.linked(partial, files)):
+            (partial / name).unlink()
         snapshots.check_space(partial, {name: file["size"] for name, file in files.items()})
         pieces = swarm.Manifest(given, commit)
         if names is not None:

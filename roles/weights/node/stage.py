@@ -89,8 +89,9 @@ def fetch(args: argparse.Namespace) -> int:
     with snapshots.alone(args.path, args.commit) as waited:
         if waited and count == 1 and snapshots.problem(args.path, args.commit) is None:
             return 0
-        source, partial = origin(args), snapshots.begun(args.path, args.commit)
+        source = origin(args)
         files = sources.wanted(source, args.commit, args.ignore)
+        partial = snapshots.begun(args.path, args.commit, {file.name: file.sha256 for file in files})
         mine = set(sources.shares({file.name: file.size for file in files}, count)[share])
         snapshots.manifest(partial).unlink(missing_ok=True)
         fetched = sources.fetch(source, args.commit, partial, [file for file in files if file.name in mine])

@@ -1,0 +1,156 @@
+"""Staging on real nodes from a hub that goes, forgets a token, sends what is wrong, or moves on."""
+
+import re
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.lab.cluster import READER
+from tests.lab.hub_faults import MIB, Answer, line, spoiled
+from tests.lab.hub_testing import RunningHub, running_hub
+from tests.lab.node import Node
+from tests.lab.paths import GATEWAY, HUB_PORT, MODELS, TOKENS
+from tests.lab.testing import BIN, REPOSITORY, pyinfra
+
+pytestmark = pytest.mark.lab
+
+WEIGHTS = "/var/lib/rackserve/weights"
+TP3 = {"tensor_parallel": 3, "pipeline_parallel": 1}
+SHARD = "model-00002-of-00004.safetensors"
+LIMIT = 40 * MIB  # of a connection, before it stalls: half a shard
+
+
+@pytest.fixture(scope="module", autouse=True)
+def provisioned(lab: list[Node]) -> None:
+    assert pyinfra("provision").code == 0
+
+
+def digests(nodes: list[Node], folder: str) -> set[str]:
+    """One entry when the nodes have the same snapshot, with the same manifest."""
+    files = "find . -path ./commits -prune -o -type f -not -name *.pieces -print0 | sort -z"
+    return {node.sudo(f"cd {WEIGHTS}/{folder} && {files} | xargs -0 sha256sum") for node in nodes}
+
+
+@contextmanager
+def staging(**data: object) -> Iterator[subprocess.Popen]:
+    settings = [word for key, value in data.items() for word in ("--data", f"{key}={value}")]
+    command: list[str | Path] = [BIN / "rackserve", "deploy", "stage_weights", "-i", "lab"]
+    with subprocess.Popen(
+        [*command, *settings], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as run:
+        try:
+            yield run
+        finally:
+            run.kill()
+
+
+SAID = {
+    "hub": "node1: .*download broke off: .*; run it again",
+    "token": "node1: .*the hub at .* does not know this token: correct HF_TOKEN",
+    "disk": "node1: .*the disk is full; .* does not fit",
+}
+
+
+@pytest.mark.parametrize("harm", SAID)
+def test_a_download_that_breaks_off_on_a_node_goes_on_where_it_was(lab: list[Node], harm: str) -> None:
+    folder, data = "HuggingFaceTB--SmolLM2-135M-Instruct", {**TP3, "hf_token": READER}
+    for node in lab:
+        node.sudo(f"rm -rf {WEIGHTS}/{folder}")
+    tokens = TOKENS.read_text()
+    try:
+        with (
+            line(HUB_PORT, LIMIT, host=str(GATEWAY)) as stalls,
+            staging(**data, hf_endpoint=stalls.url) as run,
+        ):
+            stalls.wait(3)  # of the four shards the last is small
+            assert lab[0].sudo(f"ls {WEIGHTS}/{folder} | grep -v commits || true") == ""
+            if harm == "hub":
+                stalls.down()
+            elif harm == "token":
+                TOKENS.write_text(tokens.replace(READER, "hf_another"))
+            else:
+                lab[0].fill_disk(leave_mib=1)
+            stalls.release()
+            said, _ = run.communicate(timeout=120)
+    finally:
+        TOKENS.write_text(tokens)
+        lab[0].heal()
+    (refused,) = [row for row in said.splitlines() if row.startswith("rackserve: ")]
+    assert run.returncode == 1 and re.fullmatch(f"rackserve: {SAID[harm]}", refused), said
+    assert READER not in said
+    with line(HUB_PORT, host=str(GATEWAY)) as counts:
+        outcome = pyinfra("stage_weights", **data, hf_endpoint=counts.url)
+    assert outcome.code == 0, outcome.said
+    size = sum(file.stat().st_size for file in (MODELS / folder.replace("--", "/")).iterdir())
+    assert counts.sent < size - 3 * LIMIT + 3 * 11 * MIB  # the client writes 10 MiB at a time
+    assert len(digests(lab, folder)) == 1
+
+
+class Spoiling:
+    """A hub's shards: first some wrong bytes, then an answer that ends early, then what they are."""
+
+    def __init__(self) -> None:
+        self.asked: Counter[str] = Counter()
+
+    def __call__(self, path: str, answer: Answer) -> None:
+        if answer.status not in (200, 206) or "/resolve/" not in path or not path.endswith(".safetensors"):
+            return
+        if len(answer.body) < MIB:
+            return
+        self.asked[path] += 1
+        if self.asked[path] == 1:
+            answer.body = b"wrong" + answer.body[5:]
+        elif self.asked[path] == 2:
+            answer.headers["Content-Length"] = str(len(answer.body))
+            answer.body = answer.body[: len(answer.body) // 2]
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningHub]:
+    """Its repository has 5,000 small files beside a model, and names of many kinds."""
+    base = tmp_path_factory.mktemp("hub")
+    model = base / "root/lab/awkward"
+    model.mkdir(parents=True)
+    for file in (MODELS / "rackserve-lab/tiny-llama").iterdir():
+        (model / file.name).write_bytes(file.read_bytes())
+    for number in range(5000):
+        path = model / f"parts/{number % 50}/{number}.bin"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(f"part {number}".encode())
+    (model / "größe und form.txt").write_text("ä")
+    (model / "weights with spaces").mkdir()
+    (model / "weights with spaces/日本 'x' $y.txt").write_text("z")
+    with running_hub(base) as running:
+        yield running
+
+
+def test_wrong_bytes_many_files_and_awkward_names_and_a_revision_that_moves(
+    lab: list[Node], hub: RunningHub
+) -> None:
+    folder, spoil = "lab--awkward", Spoiling()
+    data = {"model": "lab/awkward", "pipeline_parallel": 3, "tensor_parallel": 1}
+    try:
+        with spoiled(hub.port, spoil, host=str(GATEWAY)) as url:
+            outcome = pyinfra("stage_weights", **data, hf_endpoint=url, uplink=True)
+            assert outcome.code == 0, outcome.said
+            assert set(spoil.asked.values()) == {3}, spoil.asked
+            assert len(digests(lab, folder)) == 1
+            assert int(lab[2].sudo(f"find {WEIGHTS}/{folder}/main/ -type f | wc -l")) == 5008
+            first = lab[2].sudo(f"readlink {WEIGHTS}/{folder}/main")
+            (hub.root / "lab/awkward/größe und form.txt").write_text("anders")
+            # A branch means what it meant, until a commit is said.
+            assert pyinfra("stage_weights", **data, hf_endpoint=url).changed == {}
+            assert lab[2].sudo(f"readlink {WEIGHTS}/{folder}/main") == first
+            newest = hub.api.model_info("lab/awkward").sha
+            outcome = pyinfra("stage_weights", **data, revision=newest, hf_endpoint=url)
+            assert outcome.code == 0, outcome.said
+            assert set(spoil.asked.values()) == {3}  # what did not change is not asked for again
+        assert len(digests(lab, folder)) == 1
+        assert lab[2].sudo(f"cat {WEIGHTS}/{folder}/{newest}/größe*") == "anders"
+    finally:
+        for node in lab:
+            node.sudo(f"rm -rf {WEIGHTS}/{folder}")

@@ -76,7 +76,9 @@ def test_what_is_where_is_listed(lab: list[Node]) -> None:
     assert re.search(r"node2 +HuggingFaceTB/SmolLM2-135M-Instruct +main .* verified 20", said)
 
 
-def test_a_corrupted_shard_is_found_and_taken_from_a_node_not_the_hub(lab: list[Node], asked: Asked) -> None:
+def test_a_corrupted_shard_is_given_to_nobody_found_and_taken_from_a_node(
+    lab: list[Node], asked: Asked
+) -> None:
     # Such as no look at size and time finds.
     lab[1].sudo(
         f"touch -r {LINK}/{SHARD} /tmp/when && "
@@ -84,6 +86,9 @@ def test_a_corrupted_shard_is_found_and_taken_from_a_node_not_the_hub(lab: list[
         f"touch -r /tmp/when {LINK}/{SHARD}"
     )
     assert pyinfra("stage_weights", **TP3).changed == {}
+    clear(lab[2:])
+    stage()  # node2 gives what it has; node3 finds it wrong
+    assert len(digests([lab[0], lab[2]])) == 1
     found = rackserve("stage", "--verify", "-i", "lab")
     assert found.code == 1 and "rackserve: node2: not what was verified" in found.said and SHARD in found.said
     stage()

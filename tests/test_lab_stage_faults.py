@@ -73,7 +73,7 @@ def test_a_download_that_breaks_off_on_a_node_goes_on_where_it_was(lab: list[Nod
             elif harm == "token":
                 TOKENS.write_text(tokens.replace(READER, "hf_another"))
             else:
-                lab[0].fill_disk(leave_mib=1)
+                lab[0].fill_disk(leave_mib=64, for_root=True)
             stalls.release()
             said, _ = run.communicate(timeout=120)
     finally:
@@ -115,7 +115,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningHub]:
     base = tmp_path_factory.mktemp("hub")
     model = base / "root/lab/awkward"
     model.mkdir(parents=True)
-    for file in (MODELS / "rackserve-lab/tiny-llama").iterdir():
+    for file in (MODELS / "rackserve-lab/tiny-llama").glob("[!.]*"):
         (model / file.name).write_bytes(file.read_bytes())
     for number in range(5000):
         path = model / f"parts/{number % 50}/{number}.bin"

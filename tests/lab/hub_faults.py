@@ -120,14 +120,17 @@ def spoiled(to: int, spoil: Spoil, host: str = "127.0.0.1") -> Iterator[str]:
     async def answer(request: web.Request) -> web.Response:
         url = f"http://127.0.0.1:{to}{request.raw_path}"
         headers = {name: value for name, value in request.headers.items() if name.lower() != "host"}
-        async with ClientSession(auto_decompress=False) as session, session.get(url, headers=headers) as said:
+        async with sessions[0].get(url, headers=headers) as said:
             made = Answer(said.status, dict(said.headers), await said.read())
         made.headers.pop("Transfer-Encoding", None)
         made.headers.pop("Content-Length", None)
         spoil(request.path, made)
         return web.Response(status=made.status, headers=made.headers, body=made.body)
 
+    sessions: list[ClientSession] = []
+
     async def start() -> int:
+        sessions.append(ClientSession(auto_decompress=False))
         app = web.Application()
         app.router.add_get("/{any:.*}", answer)
         runner = web.AppRunner(app)
@@ -142,5 +145,6 @@ def spoiled(to: int, spoil: Spoil, host: str = "127.0.0.1") -> Iterator[str]:
     try:
         yield f"http://{host}:{port}"
     finally:
+        asyncio.run_coroutine_threadsafe(sessions[0].close(), loop).result(10)
         loop.call_soon_threadsafe(loop.stop)
         running.join(10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -168,11 +169,12 @@ class Node:
     def slow(self, mbit: int) -> None:
         network.slow(self.link, mbit)
 
-    def fill_disk(self, leave_mib: int = 64) -> None:
-        """Fill the node's disk, leaving `leave_mib` MiB for everyone but root."""
+    def fill_disk(self, leave_mib: int = 64, for_root: bool = False) -> None:
+        """Fill the node's disk, leaving `leave_mib` MiB for everyone but root, or for root, too."""
         self._ballast.unlink(missing_ok=True)
-        free = shutil.disk_usage(self.root).free - leave_mib * 2**20
-        run("fallocate", "-l", str(free), self._ballast)
+        disk = os.statvfs(self.root)
+        free = (disk.f_bfree if for_root else disk.f_bavail) * disk.f_frsize
+        run("fallocate", "-l", str(free - leave_mib * 2**20), self._ballast)
 
     @property
     def _ballast(self) -> Path:

@@ -1,4 +1,4 @@
-"""Nodes of roles/weights/swarm.py in simulated time; what they decide, dealing.py decides."""
+"""Nodes of roles/weights/node/swarm.py in simulated time; what they decide, dealing.py decides."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def called(entry: Callable[[int], tuple], number: int) -> str:
 
 
 def pack(args: argparse.Namespace) -> None:
-    partial = snapshots.begun(args.path, args.commit)
+    partial = snapshots.begun(args.path, args.commit, {})
     archive = partial / ARCHIVE
     archive.unlink(missing_ok=True)
     size = sum(file.lstat().st_size for file in args.folder.rglob("*") if file.is_file())

@@ -81,6 +81,7 @@ WEIGHTS = [str(path) for path in sources("roles/weights/node")]
         "roles/health/probe.py",
         "roles/replicas/look.py",
         *WEIGHTS,
+        *map(str, sources("roles/doctor/node")),
     ],
 )
 def test_what_runs_on_a_node_imports_nothing_of_ours(path):
@@ -92,9 +93,12 @@ SWARM = [
 ]
 
 
-@pytest.mark.parametrize("path", ["roles/lock/lock.py", "roles/replicas/look.py", *SWARM])
+DOCTOR = [str(path) for path in sources("roles/doctor/node")]
+
+
+@pytest.mark.parametrize("path", ["roles/lock/lock.py", "roles/replicas/look.py", *SWARM, *DOCTOR])
 def test_what_runs_on_the_systems_python_needs_only_the_standard_library(path):
     import sys
 
-    beside = {Path(path).stem for path in SWARM} if path in SWARM else set()
+    beside = {Path(other).stem for group in (SWARM, DOCTOR) if path in group for other in group}
     assert reaches(Path(path)) <= {*sys.stdlib_module_names, "__future__", *beside}

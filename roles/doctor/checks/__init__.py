@@ -1,0 +1,7 @@
+"""The checks, a file for each thing they look at; importing them fills the registry."""
+
+from . import across, disks, environment, fabric, gpus, health, host, memory, network, units
+
+__all__ = [
+    "across", "disks", "environment", "fabric", "gpus", "health", "host", "memory", "network", "units",
+]  # fmt: skip

@@ -1,0 +1,113 @@
+"""PCI and InfiniBand: what stands between a GPU and another node's."""
+
+from __future__ import annotations
+
+from ..check import Host, Verdict, check, failed, passed, warned
+
+#: Source validation and the redirects of the ACS control register: each sends a transfer between
+#: two devices up to the root.
+REDIRECTS = 0x001D
+
+
+@check(
+    "pci.acs",
+    "PCI bridges let GPUs and network cards talk directly",
+    looks_at="the ACS control register of every PCI bridge",
+    fix="sudo setpci -s BRIDGE ECAP_ACS+0x6.w=0000 at every boot, or ACS off in the BIOS",
+    reference="nccl#304",
+    gpus_only=True,
+)
+def acs(host: Host) -> Verdict | None:
+    bridges = host.get("bridges")
+    on = sorted(bridge for bridge, control in bridges.items() if control & REDIRECTS)
+    if on:
+        said = f"ACS is on for {len(on)} of {len(bridges)} bridges: {', '.join(on[:3])}"
+        return warned(said, f"for b in {' '.join(on)}; do sudo setpci -s $b ECAP_ACS+0x6.w=0000; done")
+    return passed(f"off on {len(bridges)} bridges")
+
+
+@check(
+    "pci.iommu",
+    "The IOMMU translates nothing for the host",
+    looks_at="/proc/cmdline, /sys/kernel/iommu_groups",
+    fix="add iommu=pt to the kernel's command line of {host}; reboot",
+    reference="nccl#1939",
+    gpus_only=True,
+)
+def iommu(host: Host) -> Verdict | None:
+    groups, words = host.get("hardware")["iommu_groups"], host.get("cmdline").split()
+    if groups and not {"iommu=pt", "iommu.passthrough=1"} & set(words):
+        return warned(f"{groups} IOMMU groups, and no iommu=pt at boot")
+    return passed("passed through" if groups else "off")
+
+
+@check(
+    "ib.ports",
+    "InfiniBand's ports are active",
+    looks_at="/sys/class/infiniband/*/ports/*/state",
+    fix="ibstat on {host}; check the cable and the subnet manager",
+    reference="vllm#6610",
+)
+def ports(host: Host) -> Verdict | None:
+    found = host.get("infiniband")
+    if not found:
+        return None
+    down = {name: port["state"] for name, port in found.items() if "ACTIVE" not in port["state"]}
+    said = ", ".join(f"{name} {state}" for name, state in sorted(down.items())[:4])
+    if len(down) == len(found):
+        return failed(said)
+    rates = sorted({port["rate"] for name, port in found.items() if name not in down})
+    if down:
+        return warned(f"{len(down)} of {len(found)} down: {said}")
+    return passed(f"{len(found)} at {', '.join(rates)}")
+
+
+@check(
+    "ib.verbs",
+    "NCCL finds the library for InfiniBand",
+    looks_at="libibverbs.so.1",
+    fix="sudo apt-get install -y libibverbs1 ibverbs-providers",
+    reference="vllm#6732",
+)
+def verbs(host: Host) -> Verdict | None:
+    if not host.get("infiniband"):
+        return None
+    return passed("there") if host.get("verbs") else failed("no libibverbs.so.1: NCCL goes over TCP")
+
+
+@check(
+    "ib.direct",
+    "Network cards read GPU memory directly",
+    looks_at="/proc/driver/nvidia/version (DMA-BUF), nvidia_peermem in /proc/modules",
+    fix="install the open kernel modules (DMA-BUF), or: sudo modprobe nvidia-peermem",
+    reference="nccl#1737",
+    gpus_only=True,
+)
+def direct(host: Host) -> Verdict | None:
+    if not host.get("infiniband"):
+        return None
+    if "Open Kernel Module" in host.get("driver"):
+        return passed("DMA-BUF")
+    loaded = any(line.startswith("nvidia_peermem ") for line in host.get("modules").splitlines())
+    return passed("nvidia_peermem") if loaded else warned("closed modules, and no nvidia_peermem")
+
+
+def _is_v2(gid: tuple[str, str]) -> bool:
+    address, kind = gid
+    return "v2" in kind and ":ffff:" in address
+
+
+@check(
+    "ib.gid",
+    "RoCE ports have a v2 address over IPv4",
+    looks_at="/sys/class/infiniband/*/ports/*/gid_attrs/types",
+    fix="give the card's interface an IPv4 address; show_gids",
+    reference="nccl#426",
+)
+def gid(host: Host) -> Verdict | None:
+    roce = {name: port for name, port in host.get("infiniband").items()
+            if port["link_layer"] == "Ethernet" and "ACTIVE" in port["state"]}  # fmt: skip
+    if not roce:
+        return None
+    without = [name for name, port in sorted(roce.items()) if not any(map(_is_v2, port["gids"]))]
+    return failed(f"none on {', '.join(without)}") if without else passed(f"on {', '.join(sorted(roce))}")

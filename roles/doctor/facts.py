@@ -1,0 +1,44 @@
+"""What the doctor asks of a node."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+from pyinfra.api import FactBase
+
+NODE = Path(__file__).with_name("node")
+
+#: In the order in which they import each other.
+MODULES = ("reading", "network", "hardware", "system")
+
+#: Makes modules of sources, for a node on which nothing is installed.
+_BEGIN = """\
+import json, sys, types
+for name, source in json.loads({sources!r}).items():
+    module = sys.modules[name] = types.ModuleType(name)
+    exec(compile(source, name, "exec"), vars(module))
+"""
+
+
+def program() -> str:
+    """look.py and what it imports, as one script."""
+    sources = {name: (NODE / f"{name}.py").read_text() for name in MODULES}
+    return _BEGIN.format(sources=json.dumps(sources)) + (NODE / "look.py").read_text()
+
+
+class Look(FactBase["dict[str, Any] | None"]):
+    """All that the checks look at on a host, in one round; None when it could not be asked."""
+
+    def command(self, asked: str) -> str:
+        return f"python3 -I -c {shlex.quote(program())} {shlex.quote(asked)}"
+
+    def process(self, output: list[str]) -> dict[str, Any] | None:
+        seen: dict[str, Any] = json.loads("".join(output))
+        return seen
+
+    @staticmethod
+    def default() -> None:
+        return None

@@ -1,0 +1,205 @@
+"""What lines in the journals of vLLM, Ray, NCCL and the kernel mean: known causes, pure.
+
+Each pattern was read in the program that prints the line; `source` says where (vLLM 0.32.0, Ray
+2.60.0, NCCL 2.30, torch 2.13). The groups of a pattern are the numbers worth repeating.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signature:
+    """A line that has a known cause."""
+
+    id: str
+    pattern: str
+    cause: str
+    fix: str
+    reference: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Cause:
+    """A signature found in the journal of a host: its last line there, and how often it came."""
+
+    host: str
+    id: str
+    cause: str
+    evidence: str
+    times: int
+    fix: str
+    reference: str
+
+
+SIGNATURES = (
+    Signature(
+        id="log.placement",
+        pattern=r"Waiting for creating a placement group of specs for (\d+) seconds",
+        cause="Ray has not the GPUs that vLLM asks for: a node is missing, or its address is another one",
+        fix="rackserve status; rackserve doctor: net.address, gpu.count, units.address",
+        reference="vllm#13388",
+        source="vllm/v1/executor/ray_utils.py:467",
+    ),
+    Signature(
+        id="log.placement-failed",
+        pattern=r"Cannot provide a placement group (?:requiring (\d+) GPUs|of)",
+        cause="Ray never had the GPUs that vLLM asks for",
+        fix="rackserve status; rackserve doctor: gpu.count, gpu.processes, units.strays",
+        reference="vllm#7815",
+        source="vllm/v1/executor/ray_utils.py:489",
+    ),
+    Signature(
+        id="log.gloo-loopback",
+        pattern=r"Gloo connectFullMesh failed|connect \[127\.\d+\.\d+\.\d+\]:\d+: Connection refused",
+        cause="Gloo takes an address on which the other nodes do not reach it, as loopback",
+        fix="rackserve doctor: host.name, units.address, host.firewall",
+        reference="vllm#7074",
+        source="gloo/rendezvous/context.cc; gloo/transport/tcp/pair.cc",
+    ),
+    Signature(
+        id="log.nccl-no-library",
+        pattern=r"NCCL INFO (Failed to open libibverbs\.so\S*)",
+        cause="NCCL goes over TCP: it finds no library for InfiniBand",
+        fix="sudo apt-get install -y libibverbs1 ibverbs-providers; rackserve doctor: ib.verbs",
+        reference="vllm#6732",
+        source="nccl/src/misc/ibvsymbols.cc",
+    ),
+    Signature(
+        id="log.nccl-tcp",
+        pattern=r"NCCL INFO (NET/IB : No device found|Using network Socket|Channel \S+ : .* via NET/Socket)",
+        cause="NCCL goes over TCP (NET/Socket), not over InfiniBand (NET/IB)",
+        fix="rackserve doctor: ib.ports, ib.verbs, units.memlock; right where the nodes have no InfiniBand",
+        reference="vllm#6610",
+        source="nccl/src/transport/net_ib; nccl/src/init.cc",
+    ),
+    Signature(
+        id="log.memory-free",
+        pattern=r"Free memory on device \S+ \(([\d.]+)/([\d.]+) GiB\) on startup is less than desired "
+        r"GPU memory utilization \(([\d.]+), ([\d.]+) GiB\)",
+        cause="somebody else holds memory of the GPU",
+        fix="rackserve doctor: gpu.processes, units.strays; or a smaller gpu-memory-utilization",
+        reference="vllm#34643",
+        source="vllm/v1/worker/utils.py:761",
+    ),
+    Signature(
+        id="log.memory-cache",
+        pattern=r"max seq len \((\d+)\), \(?([\d.]+) GiB KV cache is needed, which is larger than the "
+        r"available KV cache memory \(([\d.]+) GiB\)",
+        cause="the KV cache does not hold one request of that length",
+        fix="--data context=LESS, or more GPUs: rackserve plan MODEL --explain",
+        reference="docs/planning.md",
+        source="vllm/v1/core/kv_cache_utils.py:1030",
+    ),
+    Signature(
+        id="log.memory-none",
+        pattern=r"No available memory for the cache blocks",
+        cause="weights and activations leave no memory for a KV cache",
+        fix="more GPUs, or a quantized model: rackserve plan MODEL --explain",
+        reference="docs/planning.md",
+        source="vllm/v1/core/kv_cache_utils.py:1011",
+    ),
+    Signature(
+        id="log.memory-gpu",
+        pattern=r"CUDA out of memory\. Tried to allocate ([\d.]+ \w+)",
+        cause="a GPU ran out of memory",
+        fix="a smaller gpu-memory-utilization or max-num-batched-tokens in vllm_args",
+        reference="vllm#20860",
+        source="torch c10/cuda/CUDACachingAllocator.cpp",
+    ),
+    Signature(
+        id="log.memory-host",
+        pattern=r"A process of this unit has been killed by the OOM killer"
+        r"|Task was killed due to the node running low on memory",
+        cause="the host ran out of memory",
+        fix="rackserve doctor: memory.killed, memory.cache; less cpu-offload-gb, fewer max-num-seqs",
+        reference="ROLL#234",
+        source="systemd src/core/unit.c; ray/src/ray/raylet/worker_killing_policy",
+    ),
+    Signature(
+        id="log.ready-timeout",
+        pattern=r"Timed out waiting for engine core processes to start\..*Waited (\d+)s",
+        cause="vLLM gave up before the weights were loaded",
+        fix='--data \'vllm_env={"VLLM_ENGINE_READY_TIMEOUT_S": "7200"}\'; rackserve doctor: weights.disk',
+        reference="vllm#24469",
+        source="vllm/v1/engine/core_client.py:743",
+    ),
+    Signature(
+        id="log.shm",
+        pattern=r"NCCL WARN Error while creating shared memory segment (/dev/shm/\S+) \(size (\d+)\)"
+        r"|/dev/shm has only (\d+) bytes available",
+        cause="/dev/shm is too small, or full of what dead processes left",
+        fix="rackserve doctor: shm.size, shm.stale",
+        reference="nccl#290",
+        source="nccl/src/misc/shmutils.cc; ray/_private/services.py:2249",
+    ),
+    Signature(
+        id="log.versions",
+        pattern=r"Version mismatch: The cluster was started with:|Python patch version mismatch",
+        cause="the nodes have different versions of Ray or Python",
+        fix="rackserve deploy provision; rackserve doctor: same.ray, same.python",
+        reference="gpustack#1640",
+        source="ray/_private/utils.py:1438",
+    ),
+    Signature(
+        id="log.driver",
+        pattern=r"Driver/library version mismatch|The NVIDIA driver on your system is too old",
+        cause="the driver changed under a running system, or is too old for vLLM's CUDA",
+        fix="rackserve doctor: gpu.driver, gpu.cuda",
+        reference="ubuntu-packaging-nvidia-driver#3",
+        source="NVML; torch/csrc/cuda/Module.cpp",
+    ),
+    Signature(
+        id="log.fabric",
+        pattern=r"Error 802: system not yet initialized",
+        cause="the NVSwitch fabric is not up",
+        fix="sudo systemctl restart nvidia-fabricmanager; rackserve doctor: gpu.fabric",
+        reference="pytorch#35710",
+        source="cudaErrorSystemNotReady; huggingface_hub#4128",
+    ),
+    Signature(
+        id="log.port",
+        pattern=r"\[Errno 98\].*[Aa]ddress already in use",
+        cause="a port of the plan is taken",
+        fix="rackserve doctor: ports.taken, units.strays",
+        reference="vllm#28498",
+        source="errno 98 (EADDRINUSE), as Python prints it",
+    ),
+)
+
+#: What uvicorn says when vLLM serves: what came before it is history.
+SERVES = "Application startup complete."
+
+
+def diagnose(journals: Mapping[str, Sequence[str]]) -> list[Cause]:
+    """The known causes in each host's lines, since it last served; those that most hosts have first."""
+    found = [cause for host, lines in journals.items() for cause in _causes(host, _since_served(lines))]
+    spread = {one.id: sum(other.id == one.id for other in found) for one in found}
+    return sorted(found, key=lambda one: -spread[one.id])
+
+
+def _since_served(lines: Sequence[str]) -> Sequence[str]:
+    served = [at for at, line in enumerate(lines) if SERVES in line]
+    return lines[served[-1] + 1 :] if served else lines
+
+
+def _causes(host: str, lines: Iterable[str]) -> Iterable[Cause]:
+    last: dict[str, tuple[int, str]] = {}
+    for line in lines:
+        for one in SIGNATURES:
+            if match := re.search(one.pattern, line):
+                last[one.id] = (last.get(one.id, (0, ""))[0] + 1, _said(line, match))
+    for one in SIGNATURES:
+        if one.id in last:
+            times, evidence = last[one.id]
+            yield Cause(host, one.id, one.cause, evidence, times, one.fix, one.reference)
+
+
+def _said(line: str, match: re.Match[str]) -> str:
+    """When, and the matching part of a line."""
+    when = line.split(" ", 1)[0] if re.match(r"\d{4}-", line) else ""
+    return f"{when} {' '.join(match[0].split())}".strip()

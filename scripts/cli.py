@@ -16,7 +16,8 @@ from scripts.refusal import Refused
 #: pyinfra's second.
 COMMANDS = {
     "plan": "plan", "models": "plan", "deploy": "deploy", "stage": "stage", "spread": "spread",
-    "unlock": "deploy", "status": "status", "logs": "status", "chat": "chat", "lab": "lab", "demo": "demo",
+    "unlock": "deploy", "status": "status", "logs": "status", "doctor": "doctor", "chat": "chat",
+    "lab": "lab", "demo": "demo",
 }  # fmt: skip
 
 

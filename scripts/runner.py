@@ -42,7 +42,9 @@ def deploy_path(name: str) -> str:
 
 
 #: Modules of deploys/ that playbooks share, and what other commands run.
-NOT_PLAYBOOKS = ("cluster", "settings", "journals", "snapshots", "units", "unlock")
+NOT_PLAYBOOKS = (
+    "cluster", "doctor", "examination", "journals", "settings", "snapshots", "units", "unlock",
+)  # fmt: skip
 
 
 #: When it is only in pyinfra's own words.
@@ -87,17 +89,31 @@ def run(arguments: Sequence[str]) -> None:
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
-    """Keep pyinfra's own progress off the screen; its errors come as exceptions."""
+def quietly(also_vague: bool = False) -> Iterator[None]:
+    """Keep pyinfra's own progress off the screen; its errors come as exceptions.
+
+    What it says of one that is vague is shown, unless the caller will say it in words of its own.
+    """
     noise = io.StringIO()
     os.environ["PYINFRA_PROGRESS"] = "off"
     with contextlib.redirect_stderr(noise):
         try:
             yield
         except Failed as error:
-            if error.message == VAGUE:
+            if error.message == VAGUE and not also_vague:
                 click.echo(noise.getvalue(), err=True)
             raise
+
+
+def hosts() -> list[str]:
+    """The names of the inventory's hosts, in its order; none when it was not read."""
+    from pyinfra.context import ctx_state
+
+    inventory = ctx_state.get().inventory if ctx_state.isset() else None
+    if not inventory:
+        return []
+    members = (host.name for group in ("head", "workers") for host in inventory.groups.get(group, ()))
+    return list(dict.fromkeys(members))
 
 
 def seen() -> dict[str, Any]:
@@ -105,8 +121,7 @@ def seen() -> dict[str, Any]:
     from pyinfra.context import ctx_state
 
     inventory = ctx_state.get().inventory
-    names = [host.name for group in ("head", "workers") for host in inventory.groups.get(group, ())]
-    data = {name: inventory.get_host(name).data for name in names}
+    data = {name: inventory.get_host(name).data for name in hosts()}
     return {name: its.get("seen") for name, its in data.items() if its.get("seen") is not None}
 
 

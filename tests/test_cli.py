@@ -58,11 +58,12 @@ def refused(done):
 
 
 COMMANDS = {
-    (): ["deploy", "unlock", "status", "logs", "chat", "models", "lab", "demo", "--version"],
+    (): ["deploy", "unlock", "status", "logs", "doctor", "chat", "models", "lab", "demo", "--version"],
     ("deploy",): ["--inventory", "--dry", "--diff", "--limit", "--data", "serve_llama", "teardown"],
     ("unlock",): ["--inventory"],
     ("status",): ["--inventory", "--json"],
     ("logs",): ["--inventory", "--part", "--lines"],
+    ("doctor",): ["--inventory", "--replica", "--list", "--logs", "--json", "Reads only"],
     ("chat",): ["--inventory", "--max-tokens", "--temperature", "QUESTION"],
     ("stage",): ["--inventory", "--list", "--verify", "--prune", "--revision", "--dry", "MODEL"],
     ("spread",): ["--inventory", "--dry", "FOLDER", "second run changes nothing"],
@@ -116,11 +117,13 @@ def test_an_unknown_deploy_is_refused_naming_those_there_are(inventory, name):
     assert {"provision", "stage_weights", "serve", "serve_llama", "teardown"} <= set(
         said.split("there are: ")[1].split(", ")
     )
-    assert not {"cluster", "settings"} & set(said.split("there are: ")[1].split(", "))
+    assert not {"cluster", "settings", "doctor", "examination"} & set(
+        said.split("there are: ")[1].split(", ")
+    )
 
 
 @pytest.mark.parametrize(
-    "words", [("deploy", "serve"), ("status",), ("logs",), ("unlock",), ("chat", "hello")]
+    "words", [("deploy", "serve"), ("status",), ("logs",), ("doctor",), ("unlock",), ("chat", "hello")]
 )
 def test_an_unknown_inventory_is_refused_naming_those_there_are(words):
     said = refused(rackserve(*words, "-i", "clutser"))

@@ -1,0 +1,126 @@
+"""`rackserve doctor`."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+import click
+
+from scripts import runner
+from scripts.deploy import inventory_option
+from scripts.refusal import Failed, Refused
+from scripts.status import look
+
+COLORS = {"fail": "red", "warn": "yellow", "unknown": "cyan", "pass": "green"}
+LINES = 3000  # of each host's journals
+
+
+@click.command()
+@inventory_option
+@click.option("--replica", metavar="R", help="Only the hosts of this replica: replica-0, or 0.")
+@click.option("--list", "listing", is_flag=True, help="Show every check there is; ask no host.")
+@click.option("--logs", is_flag=True, help="Look for known causes in the units' journals instead.")
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def doctor(inventory: str, replica: str | None, listing: bool, logs: bool, as_json: bool) -> None:
+    """Look at every host, and say what is wrong, how one sees it and what mends it.
+
+    Reads only, also on a host that was never provisioned. Exits 1 when a check fails, or with --logs
+    when a cause was found.
+    """
+    if listing:
+        _list(as_json)
+    elif logs:
+        _logs(inventory, _replica(replica), as_json)
+    else:
+        _examine(inventory, _replica(replica), as_json)
+
+
+def _replica(given: str | None) -> str | None:
+    return f"replica-{given}" if given and given.isdigit() else given
+
+
+def _list(as_json: bool) -> None:
+    from roles.doctor import registry
+
+    rows = registry()
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    for row in rows:
+        click.echo(f"{row['id']:18} {row['title']}  ({row['reference']})\n{'':18} fix: {row['fix']}")
+
+
+def _examine(inventory: str, replica: str | None, as_json: bool) -> None:
+    hosts = _hosts(inventory)
+    if replica:
+        known = sorted({name for host in hosts for name in host.expected.replicas})
+        hosts = [host for host in hosts if replica in host.expected.replicas]
+        if not hosts:
+            raise Refused(f"no {replica} in the plan; there are: {', '.join(known) or 'none'}")
+    from roles.doctor import examine
+
+    rows = [finding.as_row() for finding in examine(hosts)]
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+    else:
+        _print(rows, len(hosts))
+    if any(row["status"] == "fail" for row in rows):
+        raise click.exceptions.Exit(1)
+
+
+def _hosts(inventory: str) -> list[Any]:
+    """What was seen on each host of the inventory; one out of reach is among them."""
+    path = runner.inventory_path(inventory)
+    try:
+        with runner.quietly(also_vague=True):
+            runner.run([path, "deploys/doctor.py", "-y"])
+    except Failed:
+        if not runner.hosts():
+            raise
+    from roles.doctor import Expected, Host
+
+    seen = runner.seen()
+    return [
+        seen.get(name)
+        or Host(
+            name=name, expected=Expected(address=runner.address(name)), lacks="cannot be reached over SSH"
+        )
+        for name in runner.hosts()
+    ]
+
+
+def _print(rows: list[dict[str, Any]], hosts: int) -> None:
+    """What does not pass, the same of several hosts once."""
+    said: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["status"] != "pass":
+            said.setdefault((row["status"], row["id"], row["evidence"]), []).append(row)
+    for (status, check, evidence), same in said.items():
+        word = click.style(f"{status:8}", fg=COLORS[status])
+        click.echo(f"{word}{', '.join(row['host'] for row in same)}  {check}: {evidence}")
+        if status != "unknown":
+            click.echo(f"{'':8}  fix: {same[0]['fix']}  ({same[0]['reference']})")
+    counts = Counter(row["status"] for row in rows)
+    summary = ", ".join(f"{counts[status]} {status}" for status in COLORS)
+    click.echo(f"{summary} on {hosts} host{'s' if hosts != 1 else ''}")
+
+
+def _logs(inventory: str, replica: str | None, as_json: bool) -> None:
+    journals, trouble = look(inventory, "journals", _part=f"{replica or ''}*", _lines=LINES)
+    from roles.doctor import diagnose
+
+    causes = diagnose(journals)
+    if as_json:
+        click.echo(json.dumps([vars(cause) for cause in causes], indent=1))
+    for cause in () if as_json else causes:
+        times = f" ({cause.times} times)" if cause.times > 1 else ""
+        click.echo(f"{click.style(cause.host, bold=True)}  {cause.cause}{times}")
+        click.echo(f"{'':8}  {cause.evidence}\n{'':8}  fix: {cause.fix}  ({cause.reference})")
+    if not causes and not as_json:
+        click.echo(f"no known cause in the journals of {', '.join(journals)}; `rackserve logs` prints them")
+    if trouble:
+        raise trouble
+    if causes:
+        raise click.exceptions.Exit(1)

@@ -21,6 +21,7 @@ class Signature:
     fix: str
     reference: str
     source: str
+    more: int = 0  # lines that go on with what it says
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ SIGNATURES = (
         cause="Gloo takes an address on which the other nodes do not reach it, as loopback",
         fix="rackserve doctor: host.name, units.address, host.firewall",
         reference="vllm#7074",
-        source="gloo/rendezvous/context.cc; gloo/transport/tcp/pair.cc",
+        source="torch/csrc/distributed/c10d/ProcessGroupGloo.cpp; gloo/transport/tcp/pair.cc",
     ),
     Signature(
         id="log.nccl-no-library",
@@ -105,7 +106,8 @@ SIGNATURES = (
     ),
     Signature(
         id="log.memory-gpu",
-        pattern=r"CUDA out of memory\. Tried to allocate ([\d.]+ \w+)",
+        pattern=r"CUDA out of memory\. Tried to allocate [\d.]+ \w+\."
+        r"( GPU \d+ has a total capacity of [\d.]+ \w+ of which [\d.]+ \w+ is free)?",
         cause="a GPU ran out of memory",
         fix="a smaller gpu-memory-utilization or max-num-batched-tokens in vllm_args",
         reference="vllm#20860",
@@ -114,11 +116,12 @@ SIGNATURES = (
     Signature(
         id="log.memory-host",
         pattern=r"A process of this unit has been killed by the OOM killer"
-        r"|Task was killed due to the node running low on memory",
+        r"|Memory on the node .* was [\d.]+GB / [\d.]+GB \([\d.]+\), which exceeds the memory usage "
+        r"threshold of [\d.]+",
         cause="the host ran out of memory",
         fix="rackserve doctor: memory.killed, memory.cache; less cpu-offload-gb, fewer max-num-seqs",
         reference="ROLL#234",
-        source="systemd src/core/unit.c; ray/src/ray/raylet/worker_killing_policy",
+        source="systemd src/core/unit.c; ray doc/source/ray-core/scheduling/ray-oom-prevention.rst",
     ),
     Signature(
         id="log.ready-timeout",
@@ -144,6 +147,7 @@ SIGNATURES = (
         fix="rackserve deploy provision; rackserve doctor: same.ray, same.python",
         reference="gpustack#1640",
         source="ray/_private/utils.py:1438",
+        more=5,
     ),
     Signature(
         id="log.driver",
@@ -187,16 +191,22 @@ def _since_served(lines: Sequence[str]) -> Sequence[str]:
     return lines[served[-1] + 1 :] if served else lines
 
 
-def _causes(host: str, lines: Iterable[str]) -> Iterable[Cause]:
+def _causes(host: str, lines: Sequence[str]) -> Iterable[Cause]:
     last: dict[str, tuple[int, str]] = {}
-    for line in lines:
+    for at, line in enumerate(lines):
         for one in SIGNATURES:
             if match := re.search(one.pattern, line):
-                last[one.id] = (last.get(one.id, (0, ""))[0] + 1, _said(line, match))
+                said = [_said(line, match), *map(_message, lines[at + 1 : at + 1 + one.more])]
+                last[one.id] = (last.get(one.id, (0, ""))[0] + 1, " ".join(said))
     for one in SIGNATURES:
         if one.id in last:
             times, evidence = last[one.id]
             yield Cause(host, one.id, one.cause, evidence, times, one.fix, one.reference)
+
+
+def _message(line: str) -> str:
+    """A line of a journal without time, host and program."""
+    return " ".join(re.sub(r"^\S+ \S+ \S+\[\d+\]: (\([^)]*\) )*", "", line).split())
 
 
 def _said(line: str, match: re.Match[str]) -> str:

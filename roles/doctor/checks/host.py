@@ -27,7 +27,7 @@ def reach(host: Host) -> Verdict | None:
     "A distribution that is known",
     looks_at="/etc/os-release",
     fix="install Debian 12, Ubuntu 22.04 or Ubuntu 24.04",
-    reference="pyinfra-dev/pyinfra; deploys/provision.py",
+    reference="docs/doctor.md",
 )
 def system(host: Host) -> Verdict | None:
     text = host.get("os")

@@ -1,0 +1,224 @@
+"""The checks: all pass on healthy hosts, and each has what makes it speak up."""
+
+import dataclasses
+
+import pytest
+
+from roles.doctor import CHECKS, Expected, Host, examine, registry
+from roles.doctor.check import STATUSES
+from tests.seen import H100, SMI, WEIGHTS, GiB, healthy
+
+OTHERS = "/user.slice/session-3.scope"
+STRAY = [31, "raylet", OTHERS]
+MISMATCH = "Failed to initialize NVML: Driver/library version mismatch\nNVML library version: 580.105\n"
+XID = "2026-11-01T10:00:00+0000 gpu2 kernel: NVRM: Xid (PCI:0000:9b:00): {}, pid=1234, name=python3\n"
+KILLED = "2026-11-01T10:00:00+0000 gpu2 kernel: Out of memory: Killed process 812 (VLLM::Worker)\n"
+IB = "infiniband mlx5_0/1 "
+NET = "units 0 network "
+
+
+def set_to(path, value):
+    """A change: the value at a path of words in what was seen on gpu2."""
+
+    def change(seen):
+        *way, last = path.split(" ")
+        for word in way:
+            seen = seen[int(word) if word.isdigit() and isinstance(seen, list) else word]
+        seen[last] = value
+
+    return change
+
+
+def smi(old, new):
+    assert old in SMI
+    return set_to("nvidia_smi", SMI.replace(old, new))
+
+
+def promised(**other):
+    """A change of what is expected, not of what is seen."""
+    return other
+
+
+#: {check: (what makes it speak, its verdict, words of the evidence)}. GPUs' rows are changed from the
+#: recorded output of a healthy one, in its own words; see tests/seen.py for what is synthetic.
+BROKEN = {
+    "cache.disk": (set_to("mounts", "srv:/x / nfs4 rw 0 0\n"), "warn", "nfs4"),
+    "cpu.governor": (set_to("hardware governors", ["powersave"]), "warn", "powersave"),
+    "disk.full": (set_to("folders /tmp free", 20 * GiB), "warn", "98.0% full"),
+    "disk.inodes": (set_to("folders /tmp inodes_free", 12), "fail", "12 inodes"),
+    "disk.space": (set_to("folders /opt/rackserve free", 200 * 2**20), "fail", "/opt/rackserve: 200 MiB"),
+    "env.there": (set_to("installed", ["torch-2.14.0"]), "fail", "no ray"),
+    "gpu.count": (set_to("nvidia_smi", H100), "fail", "2 promised, 1 found, 2 on the bus"),
+    "gpu.cuda": (smi(": 13.0", ": 12.2"), "fail", "CUDA 12.2, vLLM's environment has 13.0.96"),
+    "gpu.driver": (set_to("nvidia_smi", MISMATCH), "fail", "module 580.95.05, library 580.105"),
+    "gpu.ecc": (smi("DRAM Uncorrectable            : 0", "DRAM Uncorrectable            : 3"), "fail",
+                "3 uncorrectable"),
+    "gpu.fabric": (smi(": Completed", ": In Progress"), "fail", "In Progress"),
+    "gpu.mig": (smi("Current                           : Disabled", "Current : Enabled"), "fail", "19:00.0"),
+    "gpu.model": (smi("H100 80GB HBM3", "A100-SXM4-80GB"), "fail", "the inventory says H100"),
+    "gpu.nouveau": (set_to("modules", "nouveau 1 1 - Live 0x0\n"), "fail", "nouveau"),
+    "gpu.nvlink": (lambda seen: seen.update(nvlink=seen["nvlink"].replace("26.562 GB/s", "<inactive>", 1)),
+                   "fail", "11 on GPU 0; 12 on the others"),
+    "gpu.packages": (set_to("packages", "install installed nvidia-open-580 580.95.05-1\n"), "warn",
+                     "not held"),
+    "gpu.pcie": (smi("Current                   : 16x", "Current                   : 8x"), "warn",
+                 "8x of 16x"),
+    "gpu.processes": (set_to("gpu_cgroups 700", OTHERS), "fail", "pid 700 holds 70000 MiB"),
+    "gpu.rows": (smi("Pending                           : No", "Pending : Yes"), "fail", "pending"),
+    "gpu.slowdown": (set_to("nvidia_smi", H100), "fail", "HW Power Brake Slowdown on 00000000:19:00.0"),
+    "gpu.xid": (set_to("kernel", XID.format(94)), "fail", "Xid 94 on 0000:9b:00"),
+    "host.clock": (set_to("synchronized", False), "warn", "nothing"),
+    "host.firewall": (set_to("services", "Id=ufw.service\nActiveState=active\n"), "warn", "ufw"),
+    "host.name": (set_to("host addresses", ["127.0.1.1"]), "fail", "127.0.1.1"),
+    "host.reach": (None, "fail", "no sudo"),
+    "host.reboot": (set_to("reboot", "linux-image-6.1.0-31-amd64\nlibc6\n"), "warn", "linux-image"),
+    "host.system": (set_to("os", 'PRETTY_NAME="Plan 9"\nID=plan9\n'), "warn", "Plan 9"),
+    "ib.direct": (set_to("driver", "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.95.05\n"), "warn",
+                  "closed"),
+    "ib.gid": (set_to("infiniband mlx5_1/1 gids", [["fe80::1", "RoCE v1"]]), "fail", "mlx5_1/1"),
+    "ib.ports": (set_to(IB + "state", "1: DOWN"), "warn", "1 of 2 down: mlx5_0/1 1: DOWN"),
+    "ib.verbs": (set_to("verbs", False), "fail", "libibverbs"),
+    "kernel.numa": (set_to("numa_balancing", "1\n"), "warn", "1"),
+    "memory.cache": (set_to("meminfo", "MemTotal: 50000000 kB\n"), "warn", "of weights"),
+    "memory.killed": (set_to("kernel", KILLED), "warn", "Killed process 812 (VLLM::Worker)"),
+    "net.address": (set_to("net", None), "fail", "no interface has 10.0.0.2"),
+    "net.errors": (set_to("net rx_errors", 10**6), "warn", "1000000 errors"),
+    "net.path": (set_to("peers 10.0.0.1", [True, False]), "fail", "9000 bytes do not reach gpu1"),
+    "pci.acs": (set_to("bridges 0000:00:01.1", 0x1D), "warn", "1 of 2 bridges: 0000:00:01.1"),
+    "pci.iommu": (set_to("cmdline", "quiet\n"), "warn", "90 IOMMU groups"),
+    "plan.made": (promised(no_plan="no model: set it"), "warn", "no model"),
+    "ports.range": (set_to("port_range", "1024\t65535\n"), "warn", "1024"),
+    "ports.taken": (set_to("listeners", [[8000, 9, "nginx", OTHERS]]), "fail", "8000 by nginx (pid 9)"),
+    "same.clock": ("offset", "fail", "+61.0 s"),
+    "same.driver": (set_to("driver", "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.15"),
+                    "fail", "570.86.15; 580.95.05 on gpu1"),
+    "same.environment": (set_to("installed", ["ray-2.59.0"]), "fail", "ray-2.59.0 only here"),
+    "same.gpu": (smi("H100 80GB HBM3", "H200"), "fail", "NVIDIA H200; NVIDIA H100 80GB HBM3 on gpu1"),
+    "same.mtu": (set_to("net mtu", 1500), "fail", "MTU 1500; MTU 9000 on gpu1"),
+    "same.nccl": (set_to("installed", ["nvidia_nccl_cu13-2.29.1"]), "fail", "2.29.1; 2.30.7 on gpu1"),
+    "same.ports": (set_to(IB + "state", "1: DOWN"), "fail", "1 x 400 Gb/sec (4X NDR); 2 x"),
+    "same.python": (set_to("python", "Python 3.12.3\n"), "fail", "Python 3.12.3; Python 3.12.11 on gpu1"),
+    "same.ray": (set_to("installed", ["ray-2.59.0"]), "fail", "2.59.0; 2.60.0 on gpu1"),
+    "same.speed": (set_to("net speed", "25000\n"), "warn", "25000 Mbit/s"),
+    "same.weights": (set_to("weights digest", "beef" * 16), "fail", "beefbeef"),
+    "shm.size": (set_to("folders /dev/shm free", 64 * 2**20), "fail", "64 MiB free"),
+    "shm.stale": (set_to("shm", [{"name": "nccl-x", "bytes": 99, "age": 900, "used": False}]), "fail",
+                  "nccl-x"),
+    "units.address": (set_to(NET + "VLLM_HOST_IP", "192.168.0.2"), "fail", "192.168.0.2, not 10.0.0.2"),
+    "units.memlock": (set_to("units 0 LimitMEMLOCK", "8388608"), "fail", "LimitMEMLOCK=8388608"),
+    "units.nofile": (set_to("units 0 LimitNOFILE", "1024"), "fail", "LimitNOFILE=1024"),
+    "units.state": (set_to("units 0 NRestarts", "17"), "fail", "17 times"),
+    "units.strays": (set_to("processes", [STRAY]), "fail", "raylet (pid 31)"),
+    "weights.disk": (set_to("mounts", "srv:/x / nfs4 rw 0 0\n"), "warn", "on nfs4"),
+    "weights.whole": (set_to("weights broken", ["a.safetensors.incomplete"]), "fail", "incomplete"),
+}  # fmt: skip
+
+
+def broken(change):
+    one, two = healthy()
+    if change is None:
+        return one, Host(name=two.name, expected=two.expected, lacks="no sudo (install it)")
+    if change == "offset":
+        return one, dataclasses.replace(two, offset=61.0)
+    if isinstance(change, dict):
+        return one, dataclasses.replace(two, expected=dataclasses.replace(two.expected, **change))
+    change(two.seen)
+    return one, two
+
+
+def test_every_check_passes_on_healthy_hosts_and_says_what_it_saw():
+    findings = examine(healthy())
+    assert [one for one in findings if one.status != "pass"] == []
+    assert {one.id for one in findings} == set(CHECKS)
+    assert all(one.evidence and not one.fix for one in findings)
+
+
+@pytest.mark.parametrize("id", sorted(BROKEN))
+def test_a_check_speaks_when_its_case_is_there(id):
+    change, status, words = BROKEN[id]
+    (finding,) = [one for one in examine(broken(change)) if one.id == id and one.host == "gpu2"]
+    assert (finding.status, finding.title, finding.reference) == (
+        status, CHECKS[id].title, CHECKS[id].reference,
+    )  # fmt: skip
+    assert words in finding.evidence and finding.fix
+    assert not {"{host}", "{address}", "{interface}", "{hostname}"} & set(finding.fix.split())
+
+
+def test_every_check_has_a_case():
+    assert set(BROKEN) == set(CHECKS)
+
+
+def test_findings_come_worst_first():
+    _, two = broken(BROKEN["shm.stale"][0])
+    two.seen["numa_balancing"], two.seen["ip"] = "1\n", None
+    order = [STATUSES.index(one.status) for one in examine([two])]
+    assert order == sorted(order) and set(order) == {0, 1, 2, 3}
+
+
+def test_on_a_host_without_gpus_nothing_is_said_of_them():
+    hosts = [dataclasses.replace(h, expected=dataclasses.replace(h.expected, gpu="cpu")) for h in healthy()]
+    said = {one.id for one in examine(hosts)}
+    assert said == {id for id, check in CHECKS.items() if not check.gpus_only} - {"memory.cache"}
+
+
+def test_a_host_that_has_none_of_the_gpus_it_was_promised():
+    one, two = healthy()
+    two.seen.update(nvidia_smi=None, driver=None, hardware={**two.seen["hardware"], "gpus": 0})
+    failed = {row.id: row for row in examine([one, two]) if row.status == "fail" and row.host == "gpu2"}
+    assert "2 promised; there is no nvidia-smi, 0 on the bus" in failed["gpu.count"].evidence
+    assert "driver" in failed["gpu.count"].fix
+
+
+def test_what_could_not_be_read_is_unknown_never_a_pass():
+    one, two = healthy()
+    bare = dict.fromkeys(two.seen)
+    findings = [row for row in examine([one, Host(name="gpu2", expected=two.expected, seen=bare)])
+                if row.host == "gpu2"]  # fmt: skip
+    passing = {row.id for row in findings if row.status == "pass"}
+    # What is away when there is nothing to say of it, and the time, which is our own measurement.
+    assert passing == {"host.reach", "host.reboot", "same.clock"}
+    assert len([row for row in findings if row.status == "unknown"]) > 30
+
+
+def test_what_is_not_understood_is_unknown_with_what_was_odd():
+    _, two = broken(set_to("port_range", "many\n"))
+    (finding,) = [one for one in examine([two]) if one.id == "ports.range"]
+    assert finding.status == "unknown" and "not understood" in finding.evidence
+
+
+def test_a_host_out_of_reach_is_a_result_and_the_others_are_judged():
+    one, _ = healthy()
+    away = Host(name="gpu2", expected=Expected(address="10.0.0.2"), lacks="cannot be reached over SSH")
+    findings = examine([one, away])
+    (finding,) = [row for row in findings if row.host == "gpu2"]
+    assert (finding.id, finding.status, finding.evidence) == ("host.reach", "fail", away.lacks)
+    assert len([row for row in findings if row.host == "gpu1"]) > 40
+
+
+def test_of_several_hosts_the_odd_one_is_named_with_what_most_have():
+    hosts = [*healthy(), healthy()[0]]
+    hosts = [dataclasses.replace(host, name=name) for name, host in zip("abc", hosts, strict=True)]
+    hosts[1].seen["net"]["mtu"] = 1500
+    rows = {row.host: row for row in examine(hosts) if row.id == "same.mtu"}
+    assert {name: row.status for name, row in rows.items()} == {"a": "pass", "b": "fail", "c": "pass"}
+    assert rows["b"].evidence == "MTU 1500; MTU 9000 on a, c"
+    assert rows["b"].fix.startswith("sudo ip link set eth1 mtu")
+
+
+def test_links_that_are_unused_on_every_gpu_are_no_fault():
+    (finding,) = [one for one in examine(healthy()[:1]) if one.id == "gpu.nvlink"]
+    assert (finding.status, finding.evidence) == ("pass", "12 on each")
+
+
+def test_weights_to_come_need_room():
+    _, two = broken(set_to(f"folders {WEIGHTS} free", 30 * GiB))
+    two.seen["weights"].update(files=0, bytes=0)
+    (finding,) = [one for one in examine([two]) if one.id == "disk.space"]
+    assert finding.status == "fail" and "140 GiB of weights to come, 30 GiB free" in finding.evidence
+
+
+def test_the_registry_can_be_listed_and_each_row_is_whole():
+    rows = registry()
+    assert {row["id"] for row in rows} == set(CHECKS) and len(rows) >= 40
+    for row in rows:
+        assert set(row) == {"id", "title", "looks_at", "fix", "reference"} and all(row.values())

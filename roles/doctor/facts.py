@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,11 @@ class Look(FactBase["dict[str, Any] | None"]):
         return f"python3 -I -c {shlex.quote(program())} {shlex.quote(asked)}"
 
     def process(self, output: list[str]) -> dict[str, Any] | None:
-        seen: dict[str, Any] = json.loads("".join(output))
-        return seen
+        # Before it may stand what the host says to everyone who logs in.
+        with suppress(ValueError, IndexError):
+            seen = json.loads(output[-1])
+            return seen if isinstance(seen, dict) else None
+        return None
 
     @staticmethod
     def default() -> None:

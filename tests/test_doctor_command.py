@@ -1,0 +1,111 @@
+"""`rackserve doctor` and the deploy preflight as they are typed, on hosts that answer what they are told."""
+
+import json
+import re
+
+import pytest
+
+from roles.doctor import CHECKS
+from roles.doctor.facts import Look, program
+from tests.seen import seen
+from tests.test_cli import QUICK, rackserve, refused
+
+
+@pytest.fixture
+def answering(tmp_path):
+    """answering({1: what gpu1 sees, 2: None}): an inventory; None: nothing could be asked there."""
+
+    def made(hosts, **data):
+        def of(number, saw):
+            says = {"python3 -I -c": json.dumps({**saw, "time": 4e9})} if saw else {}
+            # The command of an operation that cannot go on; on a fake host it too succeeds.
+            says[re.compile("^false$")] = {"success": False}
+            own = {"address": f"10.0.0.{number}", "interface": "eth1", "gpus": 2, "gpu": "H100"}
+            return (f"@fake/gpu{number}", {**QUICK, **own, "fake_responses": says, **data})
+
+        rows = [of(number, saw) for number, saw in hosts.items()]
+        file = tmp_path / "answering.py"
+        file.write_text(f"import re\nhead = {rows[:1]!r}\nworkers = {rows[1:]!r}\n")
+        return file
+
+    return made
+
+
+def test_the_list_is_the_registry_and_asks_no_host():
+    done = rackserve("doctor", "--list", "--json", "-i", "nowhere")
+    rows = json.loads(done.stdout)
+    assert done.returncode == 0 and {row["id"] for row in rows} == set(CHECKS)
+    assert all({"id", "title", "fix", "reference"} <= set(row) for row in rows)
+    assert "gpu.fabric" in rackserve("doctor", "--list").stdout
+
+
+def test_findings_of_all_hosts_and_an_exit_code_that_says_whether_one_fails(answering):
+    done = rackserve("doctor", "--json", "-i", answering({1: seen(1), 2: seen(2)}))
+    rows = json.loads(done.stdout)
+    failing = {row["id"] for row in rows if row["status"] == "fail"}
+    assert failing == {"same.clock"} and done.returncode == 1  # the year 2096
+    assert {row["host"] for row in rows} == {"@fake/gpu1", "@fake/gpu2"}
+    assert {"host", "id", "status", "evidence", "fix", "reference", "title"} == set(rows[0])
+
+
+def test_the_table_says_what_fails_first_once_for_all_its_hosts(answering):
+    one, two = seen(1), seen(2)
+    for saw in (one, two):
+        saw["folders"]["/dev/shm"]["free"] = 0
+        saw["numa_balancing"] = "1\n"
+    done = rackserve("doctor", "-i", answering({1: one, 2: two}))
+    lines = done.stdout.splitlines()
+    assert done.returncode == 1 and "fail" in lines[0]
+    shm = [line for line in lines if "shm.size" in line]
+    assert len(shm) == 1 and "@fake/gpu1, @fake/gpu2" in shm[0] and "0 B free" in shm[0]
+    assert any("fix: sudo mount -o remount" in line for line in lines)
+    numa = next(at for at, line in enumerate(lines) if "kernel.numa" in line)
+    assert numa > lines.index(shm[0])
+    assert " pass on 2 hosts" in lines[-1]
+
+
+def test_a_host_that_cannot_be_asked_is_a_result(answering):
+    done = rackserve("doctor", "--json", "-i", answering({1: seen(1), 2: None}))
+    rows = {row["id"]: row for row in json.loads(done.stdout) if row["host"] == "@fake/gpu2"}
+    assert done.returncode == 1 and set(rows) == {"host.reach"}
+    assert rows["host.reach"]["status"] == "fail"
+
+
+def test_only_the_hosts_of_a_replica(answering):
+    model = {"model": "llama-3.1-70b-instruct", "tensor_parallel": 2, "context": 2048, "replicas": 2,
+             "gpu": "H200"}  # fmt: skip
+    inventory = answering({1: seen(1), 2: seen(2)}, **model)
+    done = rackserve("doctor", "--json", "--replica", "1", "-i", inventory)
+    assert {row["host"] for row in json.loads(done.stdout)} == {"@fake/gpu2"}
+    said = refused(rackserve("doctor", "--replica", "7", "-i", inventory))
+    assert said == "no replica-7 in the plan; there are: replica-0, replica-1"
+
+
+def test_bad_input_is_refused_as_elsewhere(answering):
+    said = refused(rackserve("doctor", "-i", answering({1: seen(1)}, executor="sometimes")))
+    assert "executor is 'sometimes'" in said
+
+
+def test_journals_without_a_known_cause(answering):
+    done = rackserve("doctor", "--logs", "-i", answering({1: seen(1)}))
+    assert done.returncode == 0 and "no known cause" in done.stdout
+
+
+def test_preflight_ends_the_run_naming_host_check_and_fix(answering):
+    done = rackserve("deploy", "preflight", "-i", answering({1: seen(1), 2: seen(2)}))
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("rackserve: ")]
+    assert "@fake/gpu2: same.clock: +" in line and "fix: sudo apt-get install -y chrony" in line
+
+
+@pytest.mark.parametrize("output", [[], [""], ["bash: python3: not found"], ["null"]])
+def test_an_answer_that_is_none_is_no_answer(output):
+    assert Look().process(output) is None
+
+
+def test_what_a_host_says_to_everyone_is_overheard():
+    assert Look().process(["Authorized use only!", '{"time": 1}']) == {"time": 1}
+
+
+def test_the_program_fits_in_one_argument_of_a_command():
+    assert len(program()) < 100_000  # MAX_ARG_STRLEN is 128 KiB, and quoting takes some

@@ -102,7 +102,7 @@ BROKEN = {
     "same.speed": (set_to("net speed", "25000\n"), "warn", "25000 Mbit/s"),
     "same.weights": (set_to("weights digest", "beef" * 16), "fail", "beefbeef"),
     "shm.size": (set_to("folders /dev/shm free", 64 * 2**20), "fail", "64 MiB free"),
-    "shm.stale": (set_to("shm", [{"name": "nccl-x", "bytes": 99, "age": 900, "used": False}]), "fail",
+    "shm.stale": (set_to("shm", [{"name": "nccl-x", "bytes": 600 * GiB, "age": 900, "used": False}]), "fail",
                   "nccl-x"),
     "units.address": (set_to(NET + "VLLM_HOST_IP", "192.168.0.2"), "fail", "192.168.0.2, not 10.0.0.2"),
     "units.memlock": (set_to("units 0 LimitMEMLOCK", "8388608"), "fail", "LimitMEMLOCK=8388608"),
@@ -208,6 +208,17 @@ def test_of_several_hosts_the_odd_one_is_named_with_what_most_have():
 def test_links_that_are_unused_on_every_gpu_are_no_fault():
     (finding,) = [one for one in examine(healthy()[:1]) if one.id == "gpu.nvlink"]
     assert (finding.status, finding.evidence) == ("pass", "12 on each")
+
+
+def test_a_little_that_a_dead_process_left_is_a_warning():
+    _, two = broken(set_to("shm", [{"name": "psm_1", "bytes": GiB, "age": 900, "used": False}]))
+    (finding,) = [one for one in examine([two]) if one.id == "shm.stale"]
+    assert (finding.status, finding.fix) == ("warn", "sudo rm /dev/shm/psm_1")
+
+
+def test_what_was_just_made_in_shared_memory_is_not_called_left():
+    _, two = broken(set_to("shm", [{"name": "psm_1", "bytes": GiB, "age": 5, "used": False}]))
+    assert [one.status for one in examine([two]) if one.id == "shm.stale"] == ["pass"]
 
 
 def test_weights_to_come_need_room():

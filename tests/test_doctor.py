@@ -85,7 +85,7 @@ BROKEN = {
     "net.errors": (set_to("net rx_errors", 10**6), "warn", "1000000 errors"),
     "net.path": (set_to("peers 10.0.0.1", [True, False]), "fail", "9000 bytes do not reach gpu1"),
     "pci.acs": (set_to("bridges 0000:00:01.1", 0x1D), "warn", "1 of 2 bridges: 0000:00:01.1"),
-    "pci.iommu": (set_to("cmdline", "quiet\n"), "warn", "90 IOMMU groups"),
+    "pci.iommu": (set_to("hardware iommu_types", ["DMA-FQ", "identity"]), "warn", "DMA-FQ, identity"),
     "plan.made": (promised(no_plan="no model: set it"), "warn", "no model"),
     "ports.range": (set_to("port_range", "1024\t65535\n"), "warn", "1024"),
     "ports.taken": (set_to("listeners", [[8000, 9, "nginx", OTHERS]]), "fail", "8000 by nginx (pid 9)"),
@@ -203,6 +203,13 @@ def test_of_several_hosts_the_odd_one_is_named_with_what_most_have():
     assert {name: row.status for name, row in rows.items()} == {"a": "pass", "b": "fail", "c": "pass"}
     assert rows["b"].evidence == "MTU 1500; MTU 9000 on a, c"
     assert rows["b"].fix.startswith("sudo ip link set eth1 mtu")
+
+
+def test_an_older_kernel_says_at_boot_what_its_iommu_does():
+    _, two = broken(set_to("hardware iommu_types", []))
+    assert [one.status for one in examine([two]) if one.id == "pci.iommu"] == ["pass"]
+    two.seen["cmdline"] = "quiet\n"
+    assert [one.status for one in examine([two]) if one.id == "pci.iommu"] == ["warn"]
 
 
 def test_links_that_are_unused_on_every_gpu_are_no_fault():

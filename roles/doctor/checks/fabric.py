@@ -29,15 +29,19 @@ def acs(host: Host) -> Verdict | None:
 @check(
     "pci.iommu",
     "The IOMMU translates nothing for the host",
-    looks_at="/proc/cmdline, /sys/kernel/iommu_groups",
+    looks_at="/sys/kernel/iommu_groups/*/type, /proc/cmdline",
     fix="add iommu=pt to the kernel's command line of {host}; reboot",
     reference="nccl#1939",
     gpus_only=True,
 )
 def iommu(host: Host) -> Verdict | None:
-    groups, words = host.get("hardware")["iommu_groups"], host.get("cmdline").split()
-    if groups and not {"iommu=pt", "iommu.passthrough=1"} & set(words):
-        return warned(f"{groups} IOMMU groups, and no iommu=pt at boot")
+    groups, types = host.get("hardware")["iommu_groups"], host.get("hardware")["iommu_types"]
+    translating = [kind for kind in types if kind.startswith("DMA")]
+    if translating:
+        return warned(f"{groups} groups, of type {', '.join(types)}")
+    # Kernels before 5.11 do not say the type.
+    if groups and not types and not {"iommu=pt", "iommu.passthrough=1"} & set(host.get("cmdline").split()):
+        return warned(f"{groups} groups, and no iommu=pt at boot")
     return passed("passed through" if groups else "off")
 
 

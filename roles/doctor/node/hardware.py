@@ -12,10 +12,12 @@ def hardware(_):
     pci = glob.glob("/sys/bus/pci/devices/*")
     kinds = ((read(f"{path}/vendor") or "", read(f"{path}/class") or "") for path in pci)
     nvidia = [kind[:6] for vendor, kind in kinds if vendor.strip() == "0x10de"]
+    types = glob.glob("/sys/kernel/iommu_groups/*/type")
     governors = glob.glob("/sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor")
     return {
         "gpus": sum(kind[:4] == "0x03" for kind in nvidia), "nvswitches": nvidia.count("0x0680"),
         "iommu_groups": len(os.listdir("/sys/kernel/iommu_groups")),
+        "iommu_types": sorted({(read(path) or "").strip() for path in types}),
         "governors": sorted({(read(path) or "").strip() for path in governors}),
     }  # fmt: skip
 

@@ -19,6 +19,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--lab-as-is", action="store_true", help="use the lab that is up, and leave it up")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs bare nodes runs before what provisions them."""
+    items.sort(key=lambda item: not item.get_closest_marker("bare"))
+
+
 @pytest.fixture(scope="session")
 def lab(request: pytest.FixtureRequest) -> Iterator[list[Node]]:
     """Three bare nodes. One that is already up is replaced: the tests begin at bare OS."""

@@ -33,6 +33,7 @@ NOTHING: dict[str, list[str]] = {}
 seen: dict[str, Any] = {}
 
 
+@pytest.mark.bare
 def test_dry_works_on_bare_nodes_and_changes_nothing(lab: list[Node]) -> None:
     before = belongings(lab[0])
     outcome = pyinfra("serve_llama", "--dry", **TP3)
@@ -40,6 +41,7 @@ def test_dry_works_on_bare_nodes_and_changes_nothing(lab: list[Node]) -> None:
     assert belongings(lab[0]) ^ before == set()
 
 
+@pytest.mark.bare
 def test_provision_and_staging_from_bare_os(lab: list[Node]) -> None:
     for deploy in ("provision", "stage_weights"):
         outcome = pyinfra(deploy, **TP3)

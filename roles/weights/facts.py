@@ -10,16 +10,11 @@ from typing import Any, NamedTuple
 
 from pyinfra.api import FactBase
 
+from roles.mounts import NETWORK
+
 #: Where roles/weights/node is on a node, and what of it is called.
 PROGRAMS = "/opt/rackserve/libexec/weights"
 INSTALLED = f"{PROGRAMS}/stage.py"
-
-#: File systems that several hosts may have, by their names in /proc/mounts.
-NETWORK = {
-    "9p", "afs", "beegfs", "ceph", "cifs", "fuse.beegfs", "fuse.ceph", "fuse.cephfs", "fuse.glusterfs",
-    "fuse.juicefs", "fuse.s3fs", "fuse.sshfs", "glusterfs", "gpfs", "lustre", "nfs", "nfs4", "orangefs",
-    "panfs", "pvfs2", "smb3", "virtiofs", "wekafs",
-}  # fmt: skip
 
 #: What `stage.py status` says of a snapshot of which nothing is published.
 ABSENT = "not staged yet"

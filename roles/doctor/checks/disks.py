@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+from roles.mounts import NETWORK
+
 from ..check import Host, Verdict, check, failed, passed, warned
 from ..parse import GiB, mount, size
 
 OURS = ("/opt/rackserve", "/var/lib/rackserve", "/var/cache/rackserve", "/tmp")
 LEAST = GiB
 FULL = 0.95  # where Ray stops to spill (local_fs_capacity_threshold)
-
-#: File systems that are on another machine.
-FAR = {"nfs", "nfs4", "lustre", "ceph", "cifs", "beegfs", "gpfs", "glusterfs", "fuse.juicefs", "fuse.s3fs",
-       "wekafs", "9p", "virtiofs"}  # fmt: skip
 
 
 @check(
@@ -75,7 +73,7 @@ def weights_disk(host: Host) -> Verdict | None:
     kind, options = mount(host.get("mounts"), host.get("folders")[path]["there"])
     if "ro" in options.split(",") and not host.expected.weights:
         return failed(f"{kind}, read-only", "sudo dmesg | tail; sudo mount -o remount,rw MOUNT")
-    return warned(f"on {kind}") if kind in FAR else passed(f"on {kind}")
+    return warned(f"on {kind}") if kind in NETWORK else passed(f"on {kind}")
 
 
 @check(
@@ -104,4 +102,4 @@ def whole(host: Host) -> Verdict | None:
 def cache_disk(host: Host) -> Verdict | None:
     there = host.get("folders")["/var/cache/rackserve"]["there"]
     kind, _ = mount(host.get("mounts"), there)
-    return warned(f"on {kind}: nodes race for them") if kind in FAR else passed(f"on {kind}")
+    return warned(f"on {kind}: nodes race for them") if kind in NETWORK else passed(f"on {kind}")

@@ -21,6 +21,7 @@ import swarm
 import wire
 from dealing import BATCH, DEALT, IDLE, RELAY, Dealing
 from pieces import Manifest, SwarmError, make
+from store import Store
 
 from tests.lab.hub_testing import MIB, git_sha1, sha256
 
@@ -537,3 +538,23 @@ def test_a_seed_deals_each_piece_once_and_no_more_than_is_taken():
     assert [one.next(0) for _ in range(5)] == [RELAY | 0, RELAY | 1, RELAY | 2, RELAY | 3, IDLE]
     assert [other.next(0) for _ in range(3)] == [RELAY | 4, DEALT, IDLE]
     assert one.next(0) == DEALT
+
+
+def test_a_piece_is_written_past_what_another_snapshot_has_too(tmp_path):
+    """Small files share a piece: one that came before is another snapshot's as well, and may be served."""
+    (tmp_path / "old").mkdir()
+    (tmp_path / "new").mkdir()
+    (tmp_path / "old/b").write_bytes(b"b" * 10)
+    os.link(tmp_path / "old/b", tmp_path / "new/b")
+    before = (tmp_path / "old/b").stat()
+    manifest = Manifest(
+        [(name, 10, sha) for name, sha in (("a", "0" * 64), ("b", "1" * 64), ("c", "2" * 64))], "x"
+    )
+    store = Store(tmp_path / "new", manifest, threading.Condition())
+    try:
+        store.prepare()
+        store.write(0, memoryview(b"A" * 10 + b"B" * 10 + b"C" * 10))
+    finally:
+        store.close()
+    assert [(tmp_path / "new" / name).read_bytes() for name in "abc"] == [b"A" * 10, b"b" * 10, b"C" * 10]
+    assert (tmp_path / "old/b").stat().st_mtime_ns == before.st_mtime_ns

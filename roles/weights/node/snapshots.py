@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -17,6 +18,10 @@ from typing import Any
 #: Nanoseconds since the epoch: when all files of a snapshot were last written, so that the manifest is
 #: the same on all nodes, and a file that is written to later is seen without reading it.
 MTIME = 946_684_800 * 10**9  # 2000
+
+
+#: What reading a manifest that is none raises.
+TORN = (OSError, ValueError, LookupError, TypeError, AttributeError)
 
 
 class StageError(Exception):
@@ -60,19 +65,22 @@ def begun(link: Path, commit: str, sums: Mapping[str, str | None]) -> Path:
 
     Files that another snapshot of the repository has, by their `sums` (sha256), are linked into it: a
     commit often changes a few of many. So are those of one that is published and in which something
-    changed. Whoever writes removes what is wrong first: see `linked`.
+    changed, which is served on meanwhile. Who writes removes what is wrong first: see `linked`.
     """
     final, partial = place(link, commit), link.with_name(f".partial-{commit}")
-    if not partial.exists():
-        if final.exists():  # serve it on meanwhile
-            shutil.copytree(final, partial, copy_function=os.link)
-        partial.mkdir(parents=True, exist_ok=True)
-        for name, source in _elsewhere(link.parent, sums).items():
-            if not (partial / name).exists():
-                (partial / name).parent.mkdir(parents=True, exist_ok=True)
-                with suppress(OSError):  # a file system without links: then it is fetched
-                    os.link(source, partial / name)
+    partial.mkdir(parents=True, exist_ok=True)
+    if final.exists():
+        shutil.copytree(final, partial, copy_function=_linked_to, dirs_exist_ok=True)
+    for name, source in _elsewhere(link.parent, sums).items():
+        with suppress(OSError):
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            _linked_to(source, partial / name)
     return partial
+
+
+def _linked_to(source: str | Path, to: str | Path) -> None:
+    with suppress(OSError):  # it is there, or the file system knows no links: then it is fetched
+        os.link(source, to)
 
 
 def _elsewhere(repository: Path, sums: Mapping[str, str | None]) -> dict[str, Path]:
@@ -80,7 +88,7 @@ def _elsewhere(repository: Path, sums: Mapping[str, str | None]) -> dict[str, Pa
     there: dict[str, Path] = {}
     for file in repository.glob("snapshot-*.json"):
         folder = file.with_suffix("")
-        with suppress(ValueError, KeyError):  # torn
+        with suppress(*TORN):
             files = json.loads(file.read_text())["files"]
             there |= {one["sha256"]: folder / name for name, one in files.items()
                       if changed(folder)((name, one)) is None}  # fmt: skip
@@ -204,20 +212,24 @@ def differing(folder: Path, files: dict[str, Any]) -> list[str]:
 def excess(root: Path, keep: int) -> list[dict[str, Any]]:
     """Snapshots that no revision links to, but for the last of each repository; what runs broke off."""
     kept: dict[str, int] = {}
-    found = []
+    gone = []
     for one in sorted(published(root), key=lambda one: one["verified"], reverse=True):
         kept[one["repository"]] = kept.get(one["repository"], 0) + 1
         if kept[one["repository"]] > keep and not one["revisions"]:
-            found.append({"folder": one["folder"], "bytes": _own(root / one["folder"])})
-    for left in sorted([*root.glob("*/.partial-*/"), *root.glob("*/.old-*/")]):
-        found.append({"folder": str(left.relative_to(root)), "bytes": _own(left)})
-    return found
+            gone.append(root / one["folder"])
+    gone += sorted([*root.glob("*/.partial-*/"), *root.glob("*/.old-*/")])
+    seen: Counter[tuple[int, int]] = Counter()
+    return [{"folder": str(one.relative_to(root)), "bytes": _freed(one, seen)} for one in gone]
 
 
-def _own(folder: Path) -> int:
-    """Bytes on the disk that no other snapshot has, too."""
-    seen = (file.stat() for file in folder.rglob("*") if file.is_file())
-    return sum(file.st_blocks * 512 for file in seen if file.st_nlink == 1)
+def _freed(folder: Path, seen: Counter[tuple[int, int]]) -> int:
+    """Bytes on the disk of what has no name left once this goes, too; `seen` are names that went."""
+    freed = 0
+    for file in (path.lstat() for path in folder.rglob("*") if path.is_file()):
+        seen[file.st_dev, file.st_ino] += 1
+        if seen[file.st_dev, file.st_ino] == file.st_nlink:
+            freed += file.st_blocks * 512
+    return freed
 
 
 def manifest(folder: Path) -> Path:
@@ -228,12 +240,12 @@ def manifest(folder: Path) -> Path:
 def published(root: Path) -> Iterator[dict[str, Any]]:
     """What is under a root: its repository, commit, size and problem, and when it was verified."""
     for file in sorted(root.glob("*/snapshot-*.json")):
-        folder, seen = file.with_suffix(""), file.stat().st_mtime
+        folder = file.with_suffix("")
         try:
-            said = json.loads(file.read_text())
+            said, seen = json.loads(file.read_text()), file.stat().st_mtime
             files = said["files"]
-        except (ValueError, KeyError):
-            continue  # torn: the next staging makes it anew
+        except TORN:
+            continue  # the next staging makes it anew
         links = [link for link in folder.parent.iterdir() if link.is_symlink()]
         yield {
             "repository": said["repository"], "commit": said["commit"],

@@ -100,6 +100,8 @@ class Node(Giver):
                 return self.stats
             if proven or self.store.have_bytes != before or self.store.unread:
                 before, since = self.store.have_bytes, now
+            elif now - since > grace and set(self.seeds) <= self.stats.dropped.keys():
+                raise SwarmError(f"{', '.join(self.seeds)} sent wrong bytes: run `rackserve stage --verify`")
             elif now - since > patience:
                 raise SwarmError(f"nothing came for {patience:.0f} s ({self.why()})")
 

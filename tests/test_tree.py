@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,30 @@ def test_what_was_there_is_replaced_as_a_whole(folder, tmp_path):
     (there.parent / ".env.new/half").mkdir(parents=True)  # of a run that was killed
     assert run("unpack", there, *options) == (0, "")
     assert digest(there) == digest(folder)
+
+
+def test_a_link_to_a_folder_stays_and_a_file_is_not_replaced(folder, tmp_path):
+    options, there, disk = packed(folder, tmp_path), tmp_path / "node/env", tmp_path / "disk/env"
+    disk.mkdir(parents=True)
+    there.parent.mkdir()
+    there.symlink_to(disk)
+    for _ in range(2):
+        assert run("unpack", there, *options) == (0, "")
+    assert there.is_symlink() and digest(disk) == digest(folder)
+    assert os.listdir(there.parent) == os.listdir(disk.parent) == ["env"]
+    there.unlink()
+    there.write_text("mine")
+    assert run("unpack", there, *options) == (1, f"{there} is no folder: move it away first")
+    assert there.read_text() == "mine"
+
+
+def test_a_socket_is_left_out(folder, tmp_path):
+    before = digest(folder)
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(str(folder / "s"))
+    assert digest(folder) == before
+    assert run("unpack", tmp_path / "node/env", *packed(folder, tmp_path)) == (0, "")
+    assert digest(tmp_path / "node/env") == before
 
 
 def test_the_archive_of_a_folder_is_the_same_each_time_and_has_a_manifest(folder, tmp_path):

@@ -65,6 +65,8 @@ def entries(folder: Path) -> Iterator[bytes]:
         for name in sorted((*folders, *files)):
             path = os.path.join(where, name)
             about = os.lstat(path)
+            if stat.S_ISSOCK(about.st_mode):
+                continue  # a process made it, and tar takes none along
             said = [
                 os.path.relpath(path, folder),
                 oct(about.st_mode),
@@ -105,16 +107,19 @@ def pack(args: argparse.Namespace) -> None:
 
 def unpack(args: argparse.Namespace) -> None:
     archive = snapshots.place(args.path, args.commit) / ARCHIVE
-    args.folder.parent.mkdir(parents=True, exist_ok=True)
-    new, old = (args.folder.with_name(f".{args.folder.name}.{word}") for word in ("new", "old"))
+    folder = args.folder.resolve()  # a link to a bigger disk stays
+    if folder.exists() and not folder.is_dir():
+        raise StageError(f"{folder} is no folder: move it away first")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new, old = (folder.with_name(f".{folder.name}.{word}") for word in ("new", "old"))
     for left in (new, old):
         shutil.rmtree(left, ignore_errors=True)
     new.mkdir()
     snapshots.check_space(new, {ARCHIVE: archive.stat().st_size})
     tar("-xpf", archive, "-C", new)
-    if args.folder.exists():
-        args.folder.rename(old)
-    new.rename(args.folder)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -16,13 +16,25 @@ inventory_option = click.option(
 )  # fmt: skip
 
 
+def _key_value(_context: click.Context, _option: click.Parameter, data: tuple[str, ...]) -> tuple[str, ...]:
+    for one in data:
+        if "=" not in one:
+            raise Refused(f"--data {one}: write KEY=VALUE")
+    return data
+
+
+data_option = click.option(
+    "--data", multiple=True, metavar="KEY=VALUE", callback=_key_value, help="A setting for this run."
+)
+
+
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("name", metavar="NAME")
 @inventory_option
 @click.option("--dry", is_flag=True, help="Show what would change, and change nothing.")
 @click.option("--diff", is_flag=True, help="Show how files would change.")
 @click.option("--limit", multiple=True, metavar="HOST", help="Only this host or group.")
-@click.option("--data", multiple=True, metavar="KEY=VALUE", help="A setting for this run.")
+@data_option
 @click.argument("more", nargs=-1, type=click.UNPROCESSED, metavar="[PYINFRA OPTIONS]")
 def deploy(
     name: str,
@@ -44,9 +56,6 @@ def deploy(
 
     A second run changes nothing. Settings: deploys/settings.py lists them.
     """
-    for one in data:
-        if "=" not in one:
-            raise Refused(f"--data {one}: write KEY=VALUE")
     started = time.monotonic()
     words = [runner.inventory_path(inventory), runner.deploy_path(name), *more]
     words += ["--dry"] if dry else [] if diff else ["-y"]

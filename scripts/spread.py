@@ -6,6 +6,7 @@ import os
 
 import click
 
+from models.errors import BadInput
 from scripts import runner
 from scripts.deploy import inventory_option
 from scripts.refusal import Refused
@@ -21,9 +22,15 @@ def spread(folders: tuple[str, ...], inventory: str, dry: bool) -> None:
     For a wheelhouse, an environment made once, or vLLM's compile cache. They travel as weights do: the
     head sends once, and the hosts give it to each other. A second run changes nothing.
     """
-    for folder in folders:
-        if not folder.startswith("/") or "," in folder:
-            raise Refused(f"{folder}: name a folder of the head by its whole path, without commas")
-    named = ",".join(os.path.normpath(folder) for folder in folders)
+    from roles.weights import Payload
+
+    named = [os.path.normpath(folder) for folder in folders]
+    for folder in named:
+        if "," in folder:
+            raise Refused(f"{folder}: a folder to spread has no comma in its name")
+        try:
+            Payload(folder)
+        except BadInput as error:
+            raise Refused(str(error)) from None
     words = [runner.inventory_path(inventory), "deploys/spread.py", "--dry" if dry else "-y"]
-    runner.run([*words, "--data", f"_folders={named}", "--fail-percent", "0"])
+    runner.run([*words, "--data", f"_folders={','.join(named)}", "--fail-percent", "0"])

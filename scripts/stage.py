@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 import click
 
 from scripts import runner
-from scripts.deploy import absolute, inventory_option
+from scripts.deploy import absolute, data_option, inventory_option
 from scripts.refusal import Refused
 from scripts.status import look
 
@@ -20,6 +20,7 @@ from scripts.status import look
 @click.option("--verify", is_flag=True, help="Read everything again, and compare it with the checksums.")
 @click.option("--prune", type=click.IntRange(0), metavar="N", help="Keep the last N snapshots of each model.")
 @click.option("--revision", help="A branch, tag or commit of the hub's.")
+@data_option
 @click.option("--dry", is_flag=True, help="Show what would change, and change nothing.")
 @click.option("--json", "as_json", is_flag=True, help="With --list: for machines.")
 def stage(
@@ -29,6 +30,7 @@ def stage(
     verify: bool,
     prune: int | None,
     revision: str | None,
+    data: tuple[str, ...],
     dry: bool,
     as_json: bool,
 ) -> None:
@@ -36,22 +38,27 @@ def stage(
 
     A second run changes nothing and reads nothing again; what broke off goes on where it was. What a
     revision means, and what runs, is never pruned.
+
+    --data replicas=2 and the like: the settings of the plan, as you give them to `deploy`.
     """
     if sum((listing, verify, prune is not None)) > 1:
         raise Refused("--list, --verify and --prune: one at a time")
-    if model and (listing or verify or prune is not None):
-        raise Refused(f"{model}: --list, --verify and --prune are for all that is staged")
+    about = [model, revision and f"--revision {revision}", *(f"--data {one}" for one in data)]
+    if any(about) and (listing or verify or prune is not None):
+        raise Refused(f"{next(filter(None, about))}: --list, --verify and --prune are for all that is staged")
     if listing:
         _list(inventory, as_json)
         return
-    deploy, data = "stage_weights", {"model": model, "revision": revision}
+    deploy, given = "stage_weights", [*data]
+    given += [f"model={model}"] if model else []
+    given += [f"revision={revision}"] if revision else []
     if verify:
-        deploy, data = "verify_weights", {}
+        deploy = "verify_weights"
     elif prune is not None:
-        deploy, data = "prune_weights", {"_keep": prune}
+        deploy, given = "prune_weights", [f"_keep={prune}"]
     words = [runner.inventory_path(inventory), f"deploys/{deploy}.py", "--dry" if dry else "-y"]
-    for key, value in data.items():
-        words += ["--data", absolute(f"{key}={value}")] if value is not None else []
+    for one in given:
+        words += ["--data", absolute(one)]
     runner.run([*words, "--fail-percent", "0"])
     if not dry:
         for host, row in runner.printed("whole ").items():

@@ -65,7 +65,7 @@ COMMANDS = {
     ("logs",): ["--inventory", "--part", "--lines"],
     ("doctor",): ["--inventory", "--replica", "--list", "--logs", "--json", "Reads only"],
     ("chat",): ["--inventory", "--max-tokens", "--temperature", "QUESTION"],
-    ("stage",): ["--inventory", "--list", "--verify", "--prune", "--revision", "--dry", "MODEL"],
+    ("stage",): ["--inventory", "--list", "--verify", "--prune", "--revision", "--data", "--dry", "MODEL"],
     ("spread",): ["--inventory", "--dry", "FOLDER", "second run changes nothing"],
     ("lab",): [
         "up",
@@ -271,6 +271,22 @@ def test_a_host_that_is_none_is_refused(tmp_path, head):
     assert refused(rackserve("plan", "tiny-llama", "-i", file)) == (
         f"{file}: a host is a name, or a name and its settings: (NAME, {{KEY: VALUE}})"
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("stage", "--list", "--revision", "v1"), "--revision v1: --list, --verify and --prune are for all"),
+        (("stage", "m", "--prune", "1"), "m: --list, --verify and --prune are for all"),
+        (("stage", "--list", "--verify"), "--list, --verify and --prune: one at a time"),
+        (("spread", "/"), "/: name a folder by its whole path, and not one of the top"),
+        (("spread", "srv/a"), "srv/a: name a folder by its whole path"),
+        (("spread", "/srv/a,/srv/b"), "/srv/a,/srv/b: a folder to spread has no comma in its name"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_staged_or_spread_is_refused_before_any_host_is_asked(inventory, words, said):
+    assert refused(rackserve(*words, "-i", inventory())).startswith(said)
 
 
 def test_data_without_a_value_is_refused(inventory):

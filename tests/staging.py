@@ -38,7 +38,9 @@ class Node:
 
     def begun(self, name, content):
         """What a run that broke off left of a file."""
-        rest = self.model / f".partial-{self.commit()}/.cache/{sha1(name.encode()).hexdigest()}.incomplete"
+        rest = (
+            self.model / f".partial-{self.commit()}/.rackserve/{sha1(name.encode()).hexdigest()}.incomplete"
+        )
         rest.parent.mkdir(parents=True)
         rest.write_bytes(content)
 

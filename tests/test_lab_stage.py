@@ -61,9 +61,11 @@ def clear(nodes: list[Node]) -> None:
 
 def test_one_download_for_all_nodes(lab: list[Node], asked: Asked) -> None:
     clear(lab)
-    stage()
-    assert asked.shards == 1
-    assert len(digests(lab)) == 1
+    done = rackserve("stage", "-i", "lab", **TP3)
+    assert done.code == 0 and asked.shards == 1 and len(digests(lab)) == 1
+    for name, how in (("node1", "downloaded"), ("node2", "% first-hand"), ("node3", "% first-hand")):
+        assert re.search(rf"(?m)^{name} +whole +0\.\d+ GB .* MB/s .*{how}$", done.said), done.said
+        assert re.search(rf"(?m)^{name} +HuggingFaceTB/SmolLM2-135M-Instruct +main ", done.said), done.said
     assert pyinfra("stage_weights", **TP3).changed == {}
 
 

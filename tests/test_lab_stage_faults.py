@@ -72,6 +72,8 @@ def test_a_download_that_breaks_off_on_a_node_goes_on_where_it_was(lab: list[Nod
             if harm == "hub":
                 stalls.down()
             elif harm == "token":
+                shown = lab[0].sudo("cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null | tr -d \\\\0")
+                assert "stage.py" in shown and READER not in shown
                 TOKENS.write_text(tokens.replace(READER, "hf_another"))
             else:
                 lab[0].fill_disk(leave_mib=64, for_root=True)

@@ -77,6 +77,7 @@ def test_address_is_where_ssh_finds_the_host_unless_it_is_set():
         ),
         ({"gpu": ["H100"]}, "gpu is ['H100']: must be text"),
         ({"revision": 1.0}, "revision is 1.0: must be text"),
+        ({"revision": "commits"}, "revision is 'commits': give the commit that it means, in 40 digits"),
         ({"gpus": -1}, "gpus is -1: must be a whole number of at least 0"),
         ({"gpus": "8"}, "gpus is '8': must be a whole number of at least 0"),
         ({"address": "gpu1.example"}, "address is 'gpu1.example': must be an IPv4 address of the host"),

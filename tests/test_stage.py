@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -153,6 +154,7 @@ def gated(node, action, **options):
 def test_a_gated_repository_without_a_token_asks_for_one(node, action):
     said = node.refused(**gated(node, action))
     assert f"{GATED} is gated and no token was given" in said and "HF_TOKEN" in said
+    assert f"ask for access on {node.hub.url}/{GATED}," in said
 
 
 @pytest.mark.parametrize("action", ["resolve", "fetch"])
@@ -252,6 +254,26 @@ def test_what_another_commit_has_is_found_after_a_kill_and_beside_what_is_no_man
     assert SHARD not in names and node.commit() in on(node)
 
 
+@pytest.mark.parametrize("harm", ["folder", "link", "dangling link", "file for a folder"])
+def test_something_else_in_the_place_of_a_file_is_seen_and_mended(node, tmp_path, harm):
+    node.staged()
+    snapshot, outside = node.path.resolve(), tmp_path / "elsewhere"
+    if harm == "file for a folder":
+        shutil.rmtree(snapshot / "extra")
+        (snapshot / "extra").write_text("")
+    else:
+        (snapshot / SHARD).rename(outside)
+        outside.chmod(0o600)
+        if harm == "folder":
+            (snapshot / SHARD).mkdir()
+        else:
+            (snapshot / SHARD).symlink_to(outside if harm == "link" else "nowhere")
+    assert node.problem().endswith("is missing") and kept(node, "verify").returncode == 1
+    node.staged()
+    assert node.problem() is None and kept(node, "verify").returncode == 0
+    assert not outside.exists() or outside.stat().st_mode & 0o777 == 0o600
+
+
 def test_what_another_commit_has_wrong_is_fetched_and_stays_there(node, hub):
     node.staged(commit=(other := node.commit(revision="v1")), expected={"num_hidden_layers": 1})
     shard = node.model / f"snapshot-{other}" / SHARD
@@ -307,6 +329,18 @@ def test_verifying_finds_what_no_look_at_size_and_time_does_and_staging_mends_it
     with node.fetched() as names:
         node.staged()
     assert names == [SHARD] and kept(node, "verify").returncode == 0
+
+
+def test_verifying_says_what_to_do_about_an_old_snapshot_and_what_is_no_file_of_it(node):
+    node.staged(commit=(other := node.commit(revision="v1")), expected={"num_hidden_layers": 1})
+    node.staged()
+    damaged(node.model / f"snapshot-{other}" / "config.json")
+    (node.path / "model-00009.safetensors").write_bytes(b"")
+    assert kept(node, "verify").stderr == (
+        "of a snapshot that no revision means, not what was verified: "
+        f"lab--open/snapshot-{other}/config.json; run the deploy prune_weights. no files of the model: "
+        f"lab--open/snapshot-{node.commit()}/model-00009.safetensors; remove them from {node.folder}\n"
+    )
 
 
 def test_verifying_is_remembered(node):
@@ -400,6 +434,19 @@ def test_a_file_that_is_wrong_is_taken_from_a_node(hub, tmp_path):
     with nodes[0].fetched() as names:
         assert [code for _, code in joined(nodes)] == [0, 0]
     assert names == [] and nodes[1].problem() is None and kept(nodes[1], "verify").returncode == 0
+
+
+def test_the_only_one_that_has_it_has_it_wrong(hub, tmp_path):
+    nodes = [Node(hub, tmp_path / name) for name in "abc"]
+    nodes[0].staged()
+    assert [code for _, code in joined(nodes[:2])] == [0, 0]  # now it has kept the hashes of its pieces
+    shard = nodes[0].path / SHARD
+    seen = shard.stat()
+    damaged(shard)
+    os.utime(shard, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+    _, ((_, err), code) = joined([nodes[0], nodes[2]])
+    assert code == 1 and "sent wrong bytes: run `rackserve stage --verify`" in err
+    assert nodes[2].problem() == "not staged yet"
 
 
 def test_a_snapshot_that_contradicts_the_catalogue_is_not_published(hub, tmp_path):

@@ -116,7 +116,7 @@ def test_a_token_that_expires_in_the_middle(node, hub):
 SMALL_DISK = """
 disk=$1 full=$2; shift 2
 mount -t tmpfs -o size=40M none "$disk" || exit 9
-( until test "$(cat "$disk"/*/.partial-*/.cache/*.incomplete 2>/dev/null | wc -c)" -ge 10485760
+( until test "$(cat "$disk"/*/.partial-*/.rackserve/*.incomplete 2>/dev/null | wc -c)" -ge 10485760
   do sleep 0.05; done
   head -c 100M /dev/zero > "$disk/filler" 2>/dev/null; touch "$full" ) &
 "$@" && exit 8

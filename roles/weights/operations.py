@@ -209,8 +209,8 @@ def pruned(python: str, keep: int) -> Iterator[StringCommand]:
         host.noop("there is nothing to remove")
     for one in excess:
         host.log(f"{one['folder']}: frees {one['bytes'] / 1e9:.2f} GB")
-        folder = f"{ROOT}/{one['folder']}"
-        yield StringCommand("rm", "-rf", QuoteString(folder), QuoteString(f"{folder}.json"))
+        beside = (f"{ROOT}/{one['folder']}{suffix}" for suffix in ("", ".json", ".pieces", ".lock"))
+        yield StringCommand("rm", "-rf", *map(QuoteString, beside))
 
 
 def _problem(name: str, python: str, model: Staged, commit: str) -> str | None:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,9 @@ from typing import Any
 #: the same on all nodes, and a file that is written to later is seen without reading it.
 MTIME = 946_684_800 * 10**9  # 2000
 
+
+#: Where in the folder of a snapshot files are while they are fetched. No file of a model may have that name.
+UNFINISHED = ".rackserve"
 
 #: What reading a manifest that is none raises.
 TORN = (OSError, ValueError, LookupError, TypeError, AttributeError)
@@ -69,18 +73,12 @@ def begun(link: Path, commit: str, sums: Mapping[str, str | None]) -> Path:
     """
     final, partial = place(link, commit), link.with_name(f".partial-{commit}")
     partial.mkdir(parents=True, exist_ok=True)
-    if final.exists():
-        shutil.copytree(final, partial, copy_function=_linked_to, dirs_exist_ok=True)
-    for name, source in _elsewhere(link.parent, sums).items():
-        with suppress(OSError):
+    there = {name: final / name for name in sums if about(final / name)}
+    for name, source in {**there, **_elsewhere(link.parent, sums)}.items():
+        with suppress(OSError):  # it is there, or the file system knows no links: then it is fetched
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
-            _linked_to(source, partial / name)
+            os.link(source, partial / name)
     return partial
-
-
-def _linked_to(source: str | Path, to: str | Path) -> None:
-    with suppress(OSError):  # it is there, or the file system knows no links: then it is fetched
-        os.link(source, to)
 
 
 def _elsewhere(repository: Path, sums: Mapping[str, str | None]) -> dict[str, Path]:
@@ -97,17 +95,14 @@ def _elsewhere(repository: Path, sums: Mapping[str, str | None]) -> dict[str, Pa
 
 def linked(partial: Path, files: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the files that are a published snapshot's, too, and must not be written to."""
-    return {
-        name: file
-        for name, file in files.items()
-        if (partial / name).is_file() and (partial / name).stat().st_nlink > 1
-    }
+    seen = {name: about(partial / name) for name in files}
+    return {name: files[name] for name, now in seen.items() if now and now.st_nlink > 1}
 
 
 def publish(link: Path, repository: str, commit: str, files: Mapping[str, Any]) -> None:
     """Put what is verified in place: the manifest first, then the snapshot, then the link to it."""
     final, partial = place(link, commit), link.with_name(f".partial-{commit}")
-    shutil.rmtree(partial / ".cache", ignore_errors=True)
+    shutil.rmtree(partial / UNFINISHED, ignore_errors=True)
     for name in files:
         os.chmod(partial / name, 0o644)
         os.utime(partial / name, ns=(MTIME, MTIME))
@@ -183,27 +178,44 @@ def relink(path: Path, target: str) -> None:
 
 def verify(root: Path, repository: str | None) -> None:
     """Hash every file again. A wrong one gets a new time, so that the next staging replaces it."""
-    wrong = []
+    wrong, old, strange = [], [], []
     for one in published(root):
         if repository in (None, one["repository"]):
             folder = root / one["folder"]
-            bad = differing(folder, json.loads(manifest(folder).read_text())["files"])
+            files = json.loads(manifest(folder).read_text())["files"]
+            bad = differing(folder, files)
             for name in bad:
-                if (folder / name).exists():
+                if about(folder / name):
                     os.utime(folder / name)
             if not bad:
                 os.utime(manifest(folder))
-            wrong += [f"{one['folder']}/{name}" for name in bad]
-    if wrong:
-        raise StageError(f"not what was verified: {', '.join(wrong)}; run the deploy stage_weights")
+            (wrong if one["revisions"] else old).extend(f"{one['folder']}/{name}" for name in bad)
+            there = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+            names = (str(path.relative_to(folder)) for path in there)
+            strange += sorted(f"{one['folder']}/{name}" for name in names if name not in files)
+    said = [
+        f"{what}: {', '.join(names)}; {mend}"
+        for what, names, mend in (
+            ("not what was verified", wrong, "run the deploy stage_weights"),
+            (
+                "of a snapshot that no revision means, not what was verified",
+                old,
+                "run the deploy prune_weights",
+            ),
+            ("no files of the model", strange, f"remove them from {root}"),
+        )
+        if names
+    ]
+    if said:
+        raise StageError(". ".join(said))
 
 
 def differing(folder: Path, files: dict[str, Any]) -> list[str]:
     """The files that are not of the size and checksum that the manifest says."""
 
     def differs(name: str) -> bool:
-        path, file = folder / name, files[name]
-        return not path.is_file() or path.stat().st_size != file["size"] or sha256(path) != file["sha256"]
+        now, file = about(folder / name), files[name]
+        return now is None or now.st_size != file["size"] or sha256(folder / name) != file["sha256"]
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return [name for name, wrong in zip(files, pool.map(differs, files), strict=True) if wrong]
@@ -261,14 +273,22 @@ def changed(folder: Path) -> Callable[[tuple[str, Any]], str | None]:
 
     def problem(entry: tuple[str, Any]) -> str | None:
         name, file = entry
-        try:
-            now = (folder / name).stat()
-        except FileNotFoundError:
+        now = about(folder / name)
+        if now is None:
             return f"{name} is missing"
         same = (now.st_size, now.st_mtime_ns) == (file["size"], MTIME)
         return None if same else f"{name} changed since it was verified"
 
     return problem
+
+
+def about(path: Path) -> os.stat_result | None:
+    """What a look at a file says; None when there is none, or something else: a folder, a link."""
+    try:
+        now = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return now if stat.S_ISREG(now.st_mode) else None
 
 
 def problem(path: Path, commit: str) -> str | None:

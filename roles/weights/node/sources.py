@@ -1,7 +1,7 @@
 """Runs on a node, beside stage.py: fetches the files of a commit from where they are.
 
-What broke off, by whatever, is `.cache/<hash of its name>.incomplete` in the folder; it goes on where it
-ended, and is checked as a whole.
+What broke off, by whatever, is `.rackserve/<hash of its name>.incomplete` in the folder; it goes on where
+it ended, and is checked as a whole.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class File:
 
     def digest(self, path: Path) -> str | None:
         """The sha256 of a file that is this one; None when it is not."""
-        if not path.is_file() or path.stat().st_size != self.size:
+        now = snapshots.about(path)
+        if now is None or now.st_size != self.size:
             return None
         if self.git_sha1 and not self.sha256:  # small: it is not in LFS
             content = path.read_bytes()
@@ -65,7 +66,8 @@ class Source(Protocol):
 def wanted(source: Source, commit: str, ignore: list[str]) -> list[File]:
     files = [file for file in source.files(commit) if not ignored(file.name, ignore)]
     for file in files:
-        if file.name.startswith("/") or {"", ".", ".."} & set(file.name.split("/")):
+        parts = file.name.split("/")
+        if {"", ".", ".."} & set(parts) or parts[0] == snapshots.UNFINISHED:
             raise StageError(f"{source}: {file.name!r} is no name for a file of a model")
     return files
 
@@ -163,7 +165,7 @@ def one_line(error: Exception) -> str:
 
 
 def _rest(partial: Path, file: File) -> Path:
-    return partial / ".cache" / f"{hashlib.sha1(file.name.encode()).hexdigest()}.incomplete"
+    return partial / snapshots.UNFINISHED / f"{hashlib.sha1(file.name.encode()).hexdigest()}.incomplete"
 
 
 def _size(path: Path) -> int:

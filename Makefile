@@ -21,9 +21,10 @@ RACKSERVE := .venv/bin/rackserve
 demo: .venv/ready
 	$(AS_ROOT) $(RACKSERVE) demo
 
-# All tests: style, types, and the lab's. Fails when the lab cannot start.
+# All tests: style, types, the fast ones side by side, and the lab's. Fails when the lab cannot start.
 test: check
-	$(AS_ROOT) .venv/bin/pytest
+	$(AS_ROOT) .venv/bin/pytest -m "not lab" --numprocesses auto --dist loadfile
+	$(AS_ROOT) .venv/bin/pytest -m lab
 
 check: .venv/ready
 	.venv/bin/ruff format --check .

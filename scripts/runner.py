@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import signal
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -69,6 +70,7 @@ def run(arguments: Sequence[str]) -> None:
 
     pyinfra.is_cli = True  # as its own main() does; else it orders operations by position
     try:
+        _end_at_once_when_interrupted()
         cli.main(list(arguments), prog_name="pyinfra", standalone_mode=False)
     except SystemExit as done:
         if done.code:
@@ -86,6 +88,18 @@ def run(arguments: Sequence[str]) -> None:
     except (KeyboardInterrupt, click.Abort):
         raise Failed("interrupted; run it again to finish what was begun") from None
     _require_hosts()
+
+
+def _end_at_once_when_interrupted() -> None:
+    """By Ctrl-C. pyinfra would wait for all that runs on the hosts, however long it takes."""
+    from pyinfra.context import ctx_state
+
+    def interrupt(*_) -> None:
+        if ctx_state.isset() and (pool := getattr(ctx_state.get(), "pool", None)):
+            pool.kill(block=False)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
 
 
 @contextmanager

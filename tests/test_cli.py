@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -333,3 +334,19 @@ def test_a_folder_to_deploy_is_where_the_user_is(tmp_path, monkeypatch):
     assert absolute("model=mine") == f"model={tmp_path}/mine"
     for one in ("model=tiny-llama", "model=org/m", "weights_path=mine", "context=1"):
         assert absolute(one) == one
+
+
+def test_ctrl_c_ends_a_run_at_once_whatever_runs_on_the_hosts(tmp_path):
+    (tmp_path / "long.py").write_text(
+        "from pyinfra.operations import server\nserver.shell(name='Take long', commands=['sleep 20'])\n"
+    )
+    run = f"from scripts import runner; runner.run(['@local', '{tmp_path}/long.py', '-y'])"
+    with subprocess.Popen(
+        [sys.executable, "-c", run], cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        text=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY), "XDG_CACHE_HOME": str(CACHE)},
+    ) as running:  # fmt: skip
+        while "Starting operation" not in (line := running.stderr.readline()):
+            assert line
+        running.send_signal(signal.SIGINT)
+        _, said = running.communicate(timeout=15)
+    assert running.returncode == 1 and "Failed: interrupted; run it again to finish what was begun" in said

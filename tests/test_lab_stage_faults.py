@@ -70,6 +70,8 @@ def test_a_download_that_breaks_off_on_a_node_goes_on_where_it_was(lab: list[Nod
             stalls.wait(3)  # of the four shards the last is small
             assert lab[0].sudo(f"ls {WEIGHTS}/{folder} | grep -v commits || true") == ""
             if harm == "hub":
+                second = pyinfra("stage_weights", **data)
+                assert second.code == 1 and f"(pid {run.pid})" in second.said, second.said
                 stalls.down()
             elif harm == "token":
                 shown = lab[0].sudo("cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null | tr -d \\\\0")

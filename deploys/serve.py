@@ -4,6 +4,7 @@ from pyinfra import host
 
 import models
 from deploys.cluster import begin, cluster, here, network, on_control, plan
+from models.plan import Replica
 from models.weights import stored_bytes
 from roles import health, ray, replicas, runtime, secret, service, units, vllm, weights
 from roles.barrier import barrier
@@ -14,6 +15,12 @@ mine = plan().on(host.name)
 python = f"{runtime.TOOLS}/bin/python"
 environment = runtime.path(own.runtime, own.plugins)
 model_path = own.weights_path or weights.path(model)
+
+
+def variables(replica: Replica) -> dict[str, str]:
+    """What every process of a replica on this host is to know of it."""
+    return {**network(), **service.devices(replica)}
+
 
 begin()
 
@@ -34,10 +41,10 @@ barrier(name="Only planned replicas are left")
 
 with_ray = [replica for replica in mine if replica.executor == "ray"]
 for replica in host.loop([replica for replica in with_ray if host.name == replica.head.name]):
-    ray.node(replica, host.name, environment, network(), secret.derive(seed, f"ray {replica.name}"))
+    ray.node(replica, host.name, environment, variables(replica), secret.derive(seed, f"ray {replica.name}"))
 barrier(name="Ray's heads run")
 for replica in host.loop([replica for replica in with_ray if host.name != replica.head.name]):
-    ray.node(replica, host.name, environment, network(), secret.derive(seed, f"ray {replica.name}"))
+    ray.node(replica, host.name, environment, variables(replica), secret.derive(seed, f"ray {replica.name}"))
 barrier(name="Ray's workers run")
 
 for replica in host.loop([replica for replica in mine if vllm.units(replica, host.name)]):
@@ -53,7 +60,7 @@ for replica in host.loop([replica for replica in mine if vllm.units(replica, hos
             ),
         },
         environment=environment,
-        variables={**network(), **ray.driver(replica), **vllm.variables(model, service.CACHE)},
+        variables={**variables(replica), **ray.driver(replica), **vllm.variables(model, service.CACHE)},
         api_key=own.api_key or secret.derive(seed, "api key"),
         model_path=model_path,
         template=template,

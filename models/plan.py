@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -27,6 +27,13 @@ class Node:
     address: str
     gpus: int
     gpu: str | None = None
+
+
+#: For all ports but the API's.
+TAKEN = range(20000, 32768)
+
+#: Replicas with a Ray of their own that have room on a node: more would run into `Ports.master`.
+MOST_RAYS = 9
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,11 @@ class Ports:
     def ray(self) -> int:
         """The first of the 1000 ports of this replica's Ray; the first is its GCS."""
         return 20000 + 1000 * self.slot
+
+    @property
+    def health(self) -> int:
+        """Who asks whether the replica generates."""
+        return 30000 + self.slot
 
 
 @dataclass(frozen=True)
@@ -103,6 +115,12 @@ class Replica:
     def gpus_per_node(self) -> int:
         return self.split.gpus // len(self.nodes)
 
+    @property
+    def devices(self) -> range:
+        """Its GPUs on each of its nodes; the others are for replicas in other slots."""
+        first = self.ports.slot * self.gpus_per_node
+        return range(first, first + self.gpus_per_node)
+
     def node(self, host: str) -> Node:
         return self.nodes[self.rank(host)]
 
@@ -115,7 +133,7 @@ class Replica:
         width, held = self.split.gpus // self.split.pipeline, self.gpus_per_node
         gpus: dict[str, list[int]] = {}
         for rank in range(stage * width, (stage + 1) * width):
-            gpus.setdefault(self.nodes[rank // held].name, []).append(rank % held)
+            gpus.setdefault(self.nodes[rank // held].name, []).append(self.devices[rank % held])
         return gpus
 
     def stage_hosts(self, stage: int) -> tuple[str, ...]:
@@ -128,7 +146,7 @@ class Plan:
     """What is served and where; the value that every deploy follows."""
 
     model: Model
-    replicas: tuple[Replica, ...]
+    replicas: Sequence[Replica]
 
     @property
     def hosts(self) -> tuple[str, ...]:

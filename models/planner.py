@@ -18,9 +18,30 @@ from .fit import Targets
 from .hardware import Gpu
 from .model import Model
 from .performance import Estimate
-from .plan import Executor, Node, Plan, Ports, Replica, Request
-from .splits import DCP, nodes_needed, splits
+from .placement import Room, placed
+from .plan import MOST, TAKEN, Executor, Node, Plan, Ports, Replica, Request
+from .splits import DCP, splits
 from .weights import Split
+
+
+class Copies(Sequence[Replica]):
+    """The replicas of an option, each made when it is asked for: most options come to nothing."""
+
+    def __init__(self, first: Replica, where: Sequence[tuple[tuple[Node, ...], int]]) -> None:
+        self.first, self.where = first, where
+
+    def __len__(self) -> int:
+        return len(self.where)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return tuple(self)[index]
+        index = range(len(self))[index]
+        if index == 0:
+            return self.first
+        nodes, slot = self.where[index]
+        ports = replace(self.first.ports, slot=slot)
+        return replace(self.first, name=f"replica-{index}", nodes=nodes, ports=ports)
 
 
 def plan(model: Model, nodes: Sequence[Node], **said: Any) -> Plan:
@@ -28,7 +49,8 @@ def plan(model: Model, nodes: Sequence[Node], **said: Any) -> Plan:
 
     Raises PlanError for what cannot be, and DoesNotFit, with what is missing, for what
     would not start. Nodes without GPUs serve nothing. Each replica takes the same number
-    of nodes, in the inventory's order; sizes that are not given use all the GPUs there are.
+    of nodes, in the inventory's order, and several share a node where there are more of them;
+    sizes that are not given use all the GPUs there are.
     """
     return planned(model, nodes, Request(**said))
 
@@ -46,10 +68,10 @@ def choose(found: Sequence[Plan], request: Request) -> Plan:
         nearest = min(usual, key=_missing)
         raise DoesNotFit(nearest.model.name, _missing(nearest), nearest)
     if request.optimize is None:
-        return fits[0]
+        return _made(fits[0])
     # What DCP and DP cost in traffic is not estimated: they are for who asks for them.
     usual = [option for option in fits if _apart(option) == _apart(found[0])]
-    return min(usual or fits, key=lambda option: _cost(option, request))
+    return _made(min(usual or fits, key=lambda option: _cost(option, request)))
 
 
 def options(model: Model, nodes: Sequence[Node], request: Request) -> list[Plan]:
@@ -58,9 +80,7 @@ def options(model: Model, nodes: Sequence[Node], request: Request) -> list[Plan]
     serving = [node for node in nodes if node.gpus > 0]
     if not serving:
         raise PlanError("no node of the inventory has a GPU (set gpus)")
-    # Of the counts that give each replica as many nodes, the largest.
-    shares = {len(serving) // count for count in range(1, len(serving) + 1)}
-    counts = [request.replicas] if request.replicas else sorted(len(serving) // share for share in shares)
+    counts = [request.replicas] if request.replicas else _counts(len(serving), _alike(serving)[0])
     found: list[Plan] = []
     refusal: PlanError | None = None
     for count in counts:
@@ -96,21 +116,29 @@ def loaded(option: Plan, request: Request) -> int:
     return max(1, min(room, int(option.replicas[0].arguments["max-num-seqs"])))
 
 
+def _counts(nodes: int, gpus: int) -> list[int]:
+    """Of the counts of replicas that give each as many nodes, or as many GPUs of one, the largest."""
+    shares = {nodes // count for count in range(1, nodes + 1)}
+    widths = {gpus // count for count in range(1, gpus + 1)}
+    return sorted({*(nodes // share for share in shares), *(nodes * (gpus // width) for width in widths)})
+
+
 def _options(model: Model, serving: Sequence[Node], count: int, request: Request) -> Iterator[Plan]:
-    if count > len(serving):
-        raise PlanError(f"{count} replicas need as many nodes with GPUs; there are {len(serving)}")
-    share = len(serving) // count
     gpus, gpu = _alike(serving)
-    for split in splits(model, gpu, gpus, share, request):
+    room = Room(len(serving), gpus, count)
+    for split in splits(model, gpu, room, request):
         if limits.problem(model.architecture, split) is None:
-            yield _plan(model, serving, count, split, gpu, request)
+            yield _plan(model, serving, room, split, gpu, request)
 
 
 def _plan(
-    model: Model, serving: Sequence[Node], count: int, split: Split, gpu: Gpu | None, request: Request
+    model: Model, serving: Sequence[Node], room: Room, split: Split, gpu: Gpu | None, request: Request
 ) -> Plan:
-    share = len(serving) // count
-    size = nodes_needed(split.gpus, serving[0].gpus, share)
+    size = room.needed(split.gpus)
+    where = list(placed(serving, room.replicas, size))
+    last = Ports(request.port, where[-1][1]).api
+    if last > MOST["port"] or request.port < TAKEN.start <= last:
+        raise PlanError(f"port is {request.port}: replicas that share a node would reach port {last}")
     executor = _executor(request.executor, size)
     if split.data > 1 and executor == "ray":  # config/parallel.py:159: its ranks meet at 127.0.0.1
         raise PlanError(
@@ -138,22 +166,17 @@ def _plan(
         conflicts.check_flags(model, flags)
         if gpu.vendor == "cpu":
             del flags["gpu-memory-utilization"]
-    return Plan(
-        model,
-        tuple(
-            Replica(
-                name=f"replica-{index}",
-                nodes=tuple(serving[index * share :][:size]),
-                split=split,
-                executor=executor,
-                ports=Ports(base=request.port),
-                arguments=MappingProxyType(flags),
-                gpu=gpu,
-                fit=found,
-            )
-            for index in range(count)
-        ),
+    first = Replica(
+        name="replica-0",
+        nodes=where[0][0],
+        split=split,
+        executor=executor,
+        ports=Ports(request.port),
+        arguments=MappingProxyType(flags),
+        gpu=gpu,
+        fit=found,
     )
+    return Plan(model, Copies(first, where))
 
 
 def _batched(model: Model, how: memory.Serving, concurrency: int) -> memory.Serving:
@@ -197,6 +220,10 @@ def _alike(nodes: Sequence[Node]) -> tuple[int, Gpu | None]:
 def _executor(asked: Executor, nodes: int) -> Literal["local", "ray", "mp"]:
     across: Literal["ray", "mp"] = "ray" if asked == "auto" else asked
     return across if nodes > 1 else "local"
+
+
+def _made(option: Plan) -> Plan:
+    return replace(option, replicas=tuple(option.replicas))
 
 
 def _apart(option: Plan) -> tuple[int, int]:

@@ -14,21 +14,23 @@ from . import limits
 from .errors import PlanError
 from .hardware import Gpu
 from .model import Model
+from .placement import Room
 from .plan import Request
 from .weights import Split
 
 DCP = "decode-context-parallel-size"
 
 
-def splits(model: Model, gpu: Gpu | None, gpus: int, share: int, request: Request) -> Iterator[Split]:
+def splits(model: Model, gpu: Gpu | None, room: Room, request: Request) -> Iterator[Split]:
     """The usual split first, then the others over as many GPUs."""
+    gpus, share = room.width, room.share
     tp, pp = request.tensor_parallel, request.pipeline_parallel
     cpu = gpu is not None and gpu.vendor == "cpu"
-    usual = _usual(model, gpus, share, tp, pp, cpu)
+    usual = _usual(model, room, tp, pp, cpu)
     if cpu and usual.context > 1:  # v1/attention/backends/cpu_attn.py and mla/cpu_mla.py return no LSE
         raise PlanError(f"{model.name}: vLLM knows no DCP on CPUs: leave {DCP} out")
     limits.check(model.name, model.architecture, usual)
-    nodes_needed(usual.gpus, gpus, share)
+    room.needed(usual.gpus)
     yield usual
     pairs = {(usual.tensor, usual.pipeline)}
     if tp is None:
@@ -40,7 +42,7 @@ def splits(model: Model, gpu: Gpu | None, gpus: int, share: int, request: Reques
         context = _context(model, tensor, cpu)
         one = replace(usual, tensor=tensor, pipeline=pipeline, context=context)
         for split in _variants(model, one, gpus, tp, cpu):
-            if split != usual and _spreads(split.gpus, gpus, share):
+            if split != usual and room.size(split.gpus):
                 yield split
 
 
@@ -58,12 +60,12 @@ def _variants(model: Model, split: Split, gpus: int, tp: int | None, cpu: bool) 
         yield replace(split, tensor=1, data=split.gpus, pipeline=1, expert=True, context=context)
 
 
-def _usual(model: Model, gpus: int, share: int, tp: int | None, pp: int | None, cpu: bool) -> Split:
+def _usual(model: Model, room: Room, tp: int | None, pp: int | None, cpu: bool) -> Split:
     """TP over a node and PP over nodes, with what the model's own arguments say.
 
     Where the model cannot be split that way, the widest TP and the most stages that it can.
     """
-    own, shape = model.arguments, model.architecture
+    own, shape, gpus, share = model.arguments, model.architecture, room.width, room.share
     split = Split(
         data=_size(own, "data-parallel-size"),
         expert=bool(own.get("enable-expert-parallel", False)),
@@ -77,7 +79,7 @@ def _usual(model: Model, gpus: int, share: int, tp: int | None, pp: int | None, 
         for stages in [pp] if pp else range(deepest, 0, -1):
             one = replace(split, tensor=width, pipeline=stages, context=_context(model, width, cpu))
             first = first or one
-            if limits.problem(shape, one) is None and _spreads(one.gpus, gpus, share):
+            if limits.problem(shape, one) is None and room.size(one.gpus):
                 return one
     assert first is not None
     return first
@@ -95,21 +97,3 @@ def _size(arguments: Mapping[str, Any], name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise PlanError(f"{name} is {value!r}: must be a whole number of at least 1")
     return value
-
-
-def nodes_needed(world: int, gpus: int, share: int) -> int:
-    """The fewest nodes that hold `world` ranks evenly, one GPU each."""
-    if world > gpus * share:
-        raise PlanError(
-            f"TP x PP needs {world} GPUs; the inventory has {gpus * share} for each replica "
-            f"({share} nodes of {gpus})"
-        )
-    size = _spreads(world, gpus, share)
-    if not size:
-        raise PlanError(f"TP x PP is {world} ranks: they do not spread evenly over nodes of {gpus} GPUs")
-    return size
-
-
-def _spreads(world: int, gpus: int, share: int) -> int | None:
-    sizes = range(-(-world // gpus), share + 1)
-    return next((size for size in sizes if world % size == 0), None)

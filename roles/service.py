@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from models.plan import Replica
+
 USER = "rackserve"
 HOME = "/var/lib/rackserve"
 CACHE = "/var/cache/rackserve"
@@ -30,6 +32,16 @@ def network(address: str, interface: str) -> dict[str, str]:
         "NCCL_SOCKET_IFNAME": f"={interface}",
         "GLOO_SOCKET_IFNAME": interface,
     }
+
+
+def devices(replica: Replica) -> dict[str, str]:
+    """Which GPUs of its nodes are a replica's; nothing where all are.
+
+    Said also where no other replica is yet, so that one that is added later restarts none.
+    """
+    if replica.gpus_per_node == replica.head.gpus:
+        return {}
+    return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, replica.devices))}
 
 
 def path(environment: str) -> str:

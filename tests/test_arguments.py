@@ -272,3 +272,16 @@ def test_rays_unit_starts_from_an_empty_folder_of_its_own():
     assert unit["Service"]["ExecStartPre"] == ["/bin/rm -rf /var/lib/rackserve/ray-replica-0"]
     assert shlex.split(unit["Service"]["ExecStart"][0]) == ray.command(split, "gpu1", "/env")
     assert unit["Install"]["WantedBy"] == ["multi-user.target"]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"replicas": 2}, [{}, {}]),
+        ({"replicas": 3}, ["0,1,2,3", "0,1,2,3", "4,5,6,7"]),
+        ({"replicas": 1, "tensor_parallel": 2, "pipeline_parallel": 1}, ["0,1"]),
+    ],
+)
+def test_a_replica_that_does_not_have_all_gpus_of_its_nodes_is_told_which(options, expected):
+    told = [service.devices(one) for one in plan(LLAMA, NODES, **options).replicas]
+    assert told == [{"CUDA_VISIBLE_DEVICES": one} if one else {} for one in expected]

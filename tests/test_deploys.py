@@ -195,6 +195,12 @@ def test_operations_of_several_replicas_are_matched_one_to_one(plan_of):
         assert len(alike) == 1, operation["names"]
 
 
+def test_replicas_that_share_a_node_are_all_started_there(plan_of):
+    plan = plan_of("serve", tensor_parallel=1, replicas=5, gpus=2)
+    second = [op for op in plan if any("Run rackserve-replica-3-vllm" in name for name in op["names"])]
+    assert [op["hosts_with_change"] for op in second] == [["@fake/gpu1", "@fake/gpu2"]]
+
+
 def places(plan, name):
     return [place for place, operation in enumerate(plan) if name_of(operation, "serve") == name]
 

@@ -7,7 +7,7 @@ import pytest
 import models
 from models.errors import PlanError
 from models.limits import valid_tensor_parallel
-from models.plan import Node, Ports
+from models.plan import MOST_RAYS, Node, Ports
 from models.planner import plan
 
 LLAMA = models.get("llama-3.1-70b-instruct")  # 64 heads, 8 KV heads, 80 layers
@@ -72,6 +72,29 @@ def test_a_replica_does_not_take_the_nodes_that_are_left_over():
 
 
 @pytest.mark.parametrize(
+    ("gpus", "options", "expected"),
+    [
+        ((8,), {"replicas": 2}, [(4, 1, "gpu1", "0-3"), (4, 1, "gpu1", "4-7")]),
+        ((8,), {"replicas": 2, "tensor_parallel": 2, "pipeline_parallel": 1},
+         [(2, 1, "gpu1", "0-1"), (2, 1, "gpu1", "2-3")]),
+        ((8,), {"replicas": 3}, [(2, 1, "gpu1", "0-1"), (2, 1, "gpu1", "2-3"), (2, 1, "gpu1", "4-5")]),
+        ((8, 8), {"replicas": 3},
+         [(4, 1, "gpu1", "0-3"), (4, 1, "gpu2", "0-3"), (4, 1, "gpu1", "4-7")]),
+        ((4, 4, 4), {"replicas": 2, "tensor_parallel": 2, "pipeline_parallel": 3},
+         [(2, 3, "gpu1 gpu2 gpu3", "0-1"), (2, 3, "gpu1 gpu2 gpu3", "2-3")]),
+        ((4, 4, 4, 4), {"replicas": 3, "tensor_parallel": 2, "pipeline_parallel": 2},
+         [(2, 2, "gpu1", "0-3"), (2, 2, "gpu2", "0-3"), (2, 2, "gpu3", "0-3")]),
+    ],
+)  # fmt: skip
+def test_replicas_share_nodes_only_where_there_are_more_of_them(gpus, options, expected):
+    made = plan(LLAMA, nodes(*gpus), **options)
+    assert [
+        (*split(replica)[:2], " ".join(replica.hosts), f"{replica.devices[0]}-{replica.devices[-1]}")
+        for replica in made.replicas
+    ] == expected
+
+
+@pytest.mark.parametrize(
     ("model", "tensor_parallel", "works"),
     [
         (SMOL, 2, "1, 3"),  # does not divide 9 heads; 9 does not divide the vocabulary
@@ -120,7 +143,14 @@ def test_pipeline_need_not_divide_the_layers_but_each_stage_needs_one():
         ((8, 4), {}, "different numbers of GPUs .gpu1 8, gpu2 4."),
         ((8,), {"tensor_parallel": 16}, "needs 16 GPUs; the inventory has 8"),
         ((8, 8), {"pipeline_parallel": 40, "tensor_parallel": 8}, "needs 320 GPUs; the inventory has 16"),
-        ((8, 8), {"replicas": 3}, "3 replicas need as many nodes with GPUs; there are 2"),
+        ((8, 8), {"replicas": 17}, "17 replicas need as many GPUs; there are 16"),
+        (
+            (8, 8),
+            {"replicas": 4, "tensor_parallel": 8},
+            "has 4 for each replica .4 replicas on 2 nodes",
+        ),
+        ((8,), {"replicas": 8, "port": 65530}, "port is 65530: replicas that share a node .* 65537"),
+        ((8,), {"replicas": 8, "port": 19999}, "port is 19999: replicas that share a node .* 20006"),
         ((8, 8), {"replicas": 2, "pipeline_parallel": 2, "tensor_parallel": 8}, "needs 16 GPUs.* has 8 "),
         ((2, 2, 2), {"tensor_parallel": 1, "pipeline_parallel": 5}, "5 ranks: they do not spread evenly"),
         ((8,), {"replicas": 0}, "replicas is 0"),
@@ -162,9 +192,9 @@ def test_ports_of_one_slot_differ_and_lie_below_the_ephemeral_range():
 
 def test_replicas_that_share_a_node_share_no_port():
     taken = []
-    for slot in range(8):
+    for slot in range(MOST_RAYS):
         ports = Ports(8000, slot)
-        taken += [ports.api, ports.master, *range(ports.ray, ports.ray + 1000)]
+        taken += [ports.api, ports.master, ports.health, *range(ports.ray, ports.ray + 1000)]
     assert len(taken) == len(set(taken))
     assert max(taken) < 32768
 
@@ -188,7 +218,7 @@ def every_plan():
     """Every combination of small sizes that is not refused."""
     sizes = (None, 1, 2, 3, 4, 6, 8, 16)
     for model, gpus, count in itertools.product((LLAMA, SMOL, TINY), (1, 2, 3, 4, 8), range(1, 7)):
-        for replicas, tp, pp in itertools.product(range(1, count + 1), sizes, sizes):
+        for replicas, tp, pp in itertools.product({*range(1, count + 1), count * gpus, 9}, sizes, sizes):
             try:
                 made = plan(
                     model, nodes(*[gpus] * count), replicas=replicas, tensor_parallel=tp, pipeline_parallel=pp
@@ -199,18 +229,30 @@ def every_plan():
             yield made, gpus, replicas, tp, pp
 
 
+def resources(made):
+    """Every (host, GPU) and (host, port) that a plan gives away."""
+    for replica in made.replicas:
+        ports = replica.ports
+        ray = range(ports.ray, ports.ray + 1000) if replica.executor == "ray" else ()
+        for host in replica.hosts:
+            yield from ((host, "GPU", device) for device in replica.devices)
+            yield from ((host, "port", port) for port in (ports.api, ports.master, ports.health, *ray))
+
+
 def test_every_plan_that_is_made_holds_together():
     count = 0
     for made, gpus, replicas, tp, pp in every_plan():
         count += 1
         numbers = made.model.architecture
         assert len(made.replicas) == replicas
-        hosts = [name for replica in made.replicas for name in replica.hosts]
-        assert len(hosts) == len(set(hosts)), "a node in two replicas"
+        taken = list(resources(made))
+        assert len(taken) == len(set(taken)), "a GPU or a port in two replicas"
+        held = [len(made.on(host)) for host in made.hosts]
+        assert replicas * len(made.replicas[0].nodes) == sum(held) and max(held) - min(held) <= 1
         for replica in made.replicas:
             ranks = replica.tensor_parallel * replica.pipeline_parallel
             assert ranks == replica.gpus_per_node * len(replica.nodes)
-            assert 1 <= replica.gpus_per_node <= gpus
+            assert replica.gpus_per_node >= 1 and replica.devices[-1] < gpus
             assert numbers.num_attention_heads % replica.tensor_parallel == 0
             assert replica.tensor_parallel in valid_tensor_parallel(numbers)
             assert numbers.num_hidden_layers >= replica.pipeline_parallel
@@ -226,8 +268,8 @@ def test_every_plan_that_leaves_tensor_parallel_open_keeps_it_inside_a_node():
 
 
 def test_no_plan_takes_more_nodes_than_its_ranks_need():
-    for made, gpus, *_ in every_plan():
-        for replica in made.replicas:
+    for made, gpus, replicas, *_ in every_plan():
+        for replica in made.replicas[:1] if replicas == 1 else ():
             ranks = replica.tensor_parallel * replica.pipeline_parallel
             fewer = range(-(-ranks // gpus), len(replica.nodes))
             assert not [size for size in fewer if ranks % size == 0]

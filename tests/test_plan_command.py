@@ -108,7 +108,7 @@ def test_what_is_optimized_for_chooses_the_preset_and_the_replicas():
     quick = as_json("llama-3.1-70b", "--gpus", "32xH100", "--optimize", "latency")["replicas"]
     many = as_json("llama-3.1-70b", "--gpus", "32xH100", "--optimize", "throughput")["replicas"]
     assert (len(quick), quick[0]["max_num_batched_tokens"]) == (4, 2048)
-    assert (len(many), many[0]["max_num_seqs"]) == (4, 1024)
+    assert (len(many), many[0]["max_num_seqs"]) == (8, 1024)
 
 
 def test_the_preset_for_long_contexts_shares_the_cache_among_the_ranks():

@@ -39,7 +39,7 @@ from tests.typed import LLAMA, as_json, in_a_new_process, rackserve, refused
         ((*LLAMA, "--tp", 8), "needs 8 GPUs"),
         ((*LLAMA, "--pp", -1), "pipeline_parallel is -1"),
         ((*LLAMA, "--replicas", -1), "replicas is -1"),
-        ((*LLAMA, "--replicas", 2), "2 replicas need as many nodes"),
+        ((*LLAMA, "--replicas", 5), "5 replicas need as many GPUs"),
         ((*LLAMA, "--vllm-arg", "nonsense"), "write NAME=VALUE"),
         ((*LLAMA, "--vllm-arg", "=1"), "write NAME=VALUE"),
         ((*LLAMA, "--vllm-arg", "seed=1", "--vllm-arg", "seed=2"), "seed=2: seed is said twice"),

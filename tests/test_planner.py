@@ -12,6 +12,7 @@ from models.errors import DoesNotFit, PlanError
 from models.fit import Targets
 from models.plan import Node, Request
 from models.planner import choose, options, plan
+from tests.test_plan import resources
 
 HYPOTHESIS = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -230,7 +231,7 @@ def test_vllms_arguments_do_not_say_another_split_than_the_plan(flag):
         ({"targets": wanted(None, 0)}, "concurrency is 0"),
         ({"targets": wanted(None, 10**9)}, "concurrency is 1000000000: must be at most"),
         ({"port": 65536}, "port is 65536"),
-        ({"replicas": 10**9}, "1000000000 replicas need as many nodes"),
+        ({"replicas": 10**9}, "1000000000 replicas need as many GPUs"),
         ({"tensor_parallel": 10**9}, "TP 1000000000 does not divide"),
         ({"pipeline_parallel": 10**9}, "PP 1000000000 is more than its 80 layers"),
     ],
@@ -268,7 +269,7 @@ def test_throughput_takes_more_replicas_and_latency_more_tensor_parallelism():
     quick = planned("llama-3.1-70b", 4, optimize="latency")
     many = planned("llama-3.1-70b", 4, optimize="throughput", replicas=None)
     assert len(quick.replicas) == 1 and quick.replicas[0].tensor_parallel >= 8
-    assert len(many.replicas) == 4
+    assert len(many.replicas) == 8 and [len(many.on(host)) for host in many.hosts] == [2, 2, 2, 2]
 
 
 @pytest.mark.parametrize("optimize", ["latency", "throughput"])
@@ -304,7 +305,7 @@ def cases(draw):
     own = own.with_(preset=draw(st.sampled_from([None, "latency", "throughput", "long-context"])))
     targets = wanted(draw(st.none() | st.integers(1, most)), draw(st.integers(1, 300)))
     sizes = st.none() | st.sampled_from([1, 2, 4, 8])
-    request = Request(replicas=draw(st.sampled_from([1, 1, 2, None])), tensor_parallel=draw(sizes),
+    request = Request(replicas=draw(st.sampled_from([1, 1, 2, 5, None])), tensor_parallel=draw(sizes),
                       pipeline_parallel=draw(sizes), targets=targets,
                       optimize=draw(st.sampled_from([None, "latency", "throughput"])))  # fmt: skip
     return own, where, request
@@ -328,8 +329,10 @@ def test_any_plan_that_is_returned_satisfies_every_constraint(case):
     except DoesNotFit:
         return
     numbers = own.architecture
-    taken = [name for replica in made.replicas for name in replica.hosts]
-    assert len(taken) == len(set(taken)) and set(taken) <= {node.name for node in where}
+    taken = list(resources(made))
+    assert len(taken) == len(set(taken))
+    assert {what for _, kind, what in taken if kind == "GPU"} <= set(range(where[0].gpus))
+    assert set(made.hosts) <= {node.name for node in where}
     assert request.replicas in (None, len(made.replicas))
     for replica in made.replicas:
         split, found = replica.split, replica.fit

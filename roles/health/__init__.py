@@ -12,10 +12,13 @@ from pyinfra import host, state
 from pyinfra.api import StringCommand, deploy, operation
 from pyinfra.operations import files
 
-from roles import remote
+from models.plan import Replica
+from roles import remote, service
+from roles import units as systemd
 
 SCRIPT = Path(__file__).with_name("probe.py")
 INSTALLED = "/opt/rackserve/libexec/probe.py"
+AGENT = "/opt/rackserve/libexec/agent.py"
 
 INTERVAL = 1.0  # seconds between two questions
 PATIENCE = 10  # seconds that one of them waits on the node for a server that listens
@@ -34,7 +37,31 @@ def tool() -> None:
 @deploy("Health")
 def no_tool() -> None:
     """The node without that script."""
-    files.file(name="Remove probe.py", path=INSTALLED, present=False)
+    for path in host.loop((INSTALLED, AGENT)):
+        files.file(name=f"Remove {path}", path=path, present=False)
+
+
+def unit(replica: Replica) -> str:
+    return service.unit(replica.name, "health")
+
+
+@deploy("Health")
+def watched(replica: Replica, secrets: str) -> None:
+    """Who tells gateways whether a replica generates, on its first node.
+
+    + secrets: the environment file with its VLLM_API_KEY
+    """
+    folder = Path(__file__).parent
+    files.put(name="Install agent.py", src=str(folder / "agent.py"), dest=AGENT, mode="644")
+    written = files.template(
+        name=f"Write {unit(replica)}",
+        src=str(folder / "health.service.j2"), dest=systemd.path(unit(replica)), mode="644",
+        replica=replica.name, service=service, secrets=secrets,
+        command=f"{AGENT} {replica.ports.api} {replica.head.address} {replica.ports.health}",
+    )  # fmt: skip
+    systemd.running(
+        name=f"Run {unit(replica)}", unit=unit(replica), reads=[AGENT, secrets], changed=[written]
+    )
 
 
 @operation()

@@ -79,6 +79,8 @@ WEIGHTS = [str(path) for path in sources("roles/weights/node")]
     [
         "roles/lock/lock.py",
         "roles/health/probe.py",
+        "roles/health/agent.py",
+        "roles/gateway/admin.py",
         "roles/replicas/look.py",
         *WEIGHTS,
         *map(str, sources("roles/doctor/node")),
@@ -94,9 +96,10 @@ SWARM = [
 
 
 DOCTOR = [str(path) for path in sources("roles/doctor/node")]
+SYSTEM = ["roles/lock/lock.py", "roles/replicas/look.py", "roles/health/agent.py", "roles/gateway/admin.py"]
 
 
-@pytest.mark.parametrize("path", ["roles/lock/lock.py", "roles/replicas/look.py", *SWARM, *DOCTOR])
+@pytest.mark.parametrize("path", [*SYSTEM, *SWARM, *DOCTOR])
 def test_what_runs_on_the_systems_python_needs_only_the_standard_library(path):
     import sys
 

@@ -32,7 +32,7 @@ class Unit(FactBase[UnitState]):
 
     def process(self, output: list[str]) -> UnitState:
         shown = dict(line.split("=", 1) for line in output if _is_property(line))
-        started = _timestamp(shown.get("ExecMainStartTimestamp", ""))
+        started = timestamp(shown.get("ExecMainStartTimestamp", ""))
         times = (line.split(" ", 1) for line in output if line and not _is_property(line))
         return UnitState(
             active=shown.get("ActiveState") == "active",
@@ -64,7 +64,7 @@ def _is_property(line: str) -> bool:
     return line.split("=", 1)[0] in PROPERTIES.split(",")
 
 
-def _timestamp(text: str) -> float:
+def timestamp(text: str) -> float:
     """Seconds since the epoch of `Mon 2026-11-23 01:02:03.456789 UTC`; 0 when never started."""
     if text in ("", "n/a"):  # systemd 248 and later write either
         return 0.0

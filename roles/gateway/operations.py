@@ -1,0 +1,140 @@
+"""What is done to a gateway: load a configuration, take a replica out, let it in again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pyinfra import host, state
+from pyinfra.api import FactBase, QuoteString, StringCommand, operation
+
+from roles import remote, service
+from roles.units.facts import timestamp
+
+UNIT = service.unit("gateway", "haproxy")
+CONFIG = f"{service.folder('gateway')}/haproxy.cfg"
+RUN = "/run/rackserve-gateway"
+ADMIN = "/opt/rackserve/libexec/gateway.py"
+
+INTERVAL = 0.5  # seconds between two looks at what a replica still answers
+
+#: The content comes by stdin, and replaces a configuration only if HAProxy takes it. $1 path.
+_WRITE = (
+    'mkdir -p "$(dirname "$1")" && cat > "$1.new" && { command -v haproxy >/dev/null'
+    ' || { echo "haproxy is not installed: run provision" >&2; false; }; }'
+    ' && haproxy -c -q -f "$1.new" && chmod 644 "$1.new" && mv "$1.new" "$1"'
+)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The configuration on disk, and whether a gateway runs that has not loaded it."""
+
+    sha256: str = ""
+    active: bool = False
+    outdated: bool = False
+
+
+class Configuration(FactBase[Loaded]):
+    """`Loaded` of this host. What was loaded last is as old as the unit's last change of state."""
+
+    def command(self) -> str:
+        show = "systemctl show --timestamp=us+utc --property=ActiveState,StateChangeTimestamp"
+        return (
+            f"sha256sum {CONFIG} 2>/dev/null; stat --format=changed=%.Y {CONFIG} 2>/dev/null; {show} {UNIT}"
+        )
+
+    def process(self, output: list[str]) -> Loaded:
+        shown = dict(line.split("=", 1) for line in output if "=" in line)
+        sums = [line.split()[0] for line in output if line.endswith(CONFIG)]
+        loaded = timestamp(shown.get("StateChangeTimestamp", ""))
+        return Loaded(
+            sha256=sums[0] if sums else "",
+            active=shown.get("ActiveState") == "active",
+            outdated=float(shown.get("changed", 0)) > loaded,
+        )
+
+    @staticmethod
+    def default() -> Loaded:
+        return Loaded()
+
+
+class Servers(FactBase[dict[str, dict[str, Any]]]):
+    """{replica: how the gateway on this host sees it}; see admin.py."""
+
+    def command(self) -> str:
+        return f"test ! -e {RUN}/admin.sock || python3 {ADMIN} servers"
+
+    def process(self, output: list[str]) -> dict[str, dict[str, Any]]:
+        return {one["name"]: one for one in json.loads("".join(output) or "[]")}
+
+    @staticmethod
+    def default() -> dict[str, dict[str, Any]]:
+        return {}
+
+
+@operation()
+def configured(content: str) -> Iterator[StringCommand]:
+    """HAProxy's configuration is this one, and one that runs has loaded it.
+
+    A run that was cut off between the two is finished by the next.
+    """
+    now = host.get_fact(Configuration)
+    differs = now.sha256 != hashlib.sha256(content.encode()).hexdigest()
+    if differs:
+        yield StringCommand("sh", "-c", QuoteString(_WRITE), "sh", CONFIG, _stdin=content)
+    if now.active and (differs or now.outdated):
+        yield StringCommand("systemctl", "reload", UNIT)
+    if not differs and not (now.active and now.outdated):
+        host.noop(f"{CONFIG} is as wanted")
+
+
+@operation()
+def drain(replica: str) -> Iterator[StringCommand]:
+    """No new request goes to a replica; those that it answers go on."""
+    if not _in(replica):
+        host.noop(f"{replica} is out of the gateway")
+        return
+    yield StringCommand("python3", ADMIN, "drain", QuoteString(replica))
+
+
+@operation()
+def drained(replica: str, timeout: float) -> Iterator[StringCommand]:
+    """Wait until a replica answers no request any more; changes nothing. The host fails after `timeout`."""
+    problem = _await(replica, timeout) if state.is_executing else None
+    if problem:
+        yield remote.failure(host, problem)
+        return
+    host.noop(f"{replica} answers no request")
+
+
+@operation()
+def ready(replica: str) -> Iterator[StringCommand]:
+    """Requests go to a replica again, once it generates."""
+    if _in(replica):
+        host.noop(f"{replica} is in the gateway")
+        return
+    yield StringCommand("python3", ADMIN, "ready", QuoteString(replica))
+
+
+def _in(replica: str) -> bool:
+    seen = host.get_fact(Servers).get(replica)
+    return seen is not None and bool(seen["in"])
+
+
+def _await(replica: str, timeout: float) -> str | None:
+    until = time.monotonic() + timeout
+    while True:
+        succeeded, out, err = remote.run(host, "python3", ADMIN, "servers", **remote.arguments(host))
+        if not succeeded:
+            return f"the gateway does not say what {replica} answers: {err or out}"
+        left = sum(one["sessions"] for one in json.loads(out) if one["name"] == replica)
+        if not left:
+            return None
+        if time.monotonic() > until:
+            return f"{replica} still answers {left} requests after {timeout:.0f} s"
+        time.sleep(INTERVAL)

@@ -1,0 +1,236 @@
+"""The gateway: its file, its operations, and a real HAProxy on loopback."""
+
+import json
+import shutil
+import socketserver
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import requests
+
+from roles import gateway
+from roles.gateway import Server, drain, ready, render
+from roles.gateway.operations import CONFIG, Configuration, Loaded, Servers, configured
+from roles.health import agent
+from roles.units.facts import timestamp
+from tests.lab.shell import wait_until
+
+ADMIN = Path(gateway.__file__).with_name("admin.py")
+TWO = [
+    Server("replica-0", "10.0.0.1", 8000, 30000, 256),
+    Server("replica-1", "10.0.0.1", 8001, 30001, 256),
+]
+
+
+def test_each_replica_is_a_line_with_its_own_ports():
+    written = render(TWO, 8080, "/run/rackserve-gateway")
+    assert "    bind :8080\n" in written
+    assert "    stats socket /run/rackserve-gateway/admin.sock mode 600 level admin" in written
+    assert [line for line in written.splitlines() if line.startswith("    server ")] == [
+        "    server replica-0 10.0.0.1:8000 agent-port 30000 maxconn 256",
+        "    server replica-1 10.0.0.1:8001 agent-port 30001 maxconn 256",
+    ]
+
+
+IN = {"replica-0": {"name": "replica-0", "in": True}, "replica-1": {"name": "replica-1", "in": False}}
+
+
+def test_who_is_out_is_not_drained_again_nor_who_is_in_let_in(on_host):
+    host = on_host({Servers: IN})
+    admin = "python3 /opt/rackserve/libexec/gateway.py"
+    assert host.commands(drain, replica="replica-0") == [f"{admin} drain replica-0"]
+    assert host.commands(drain, replica="replica-1") == []
+    assert host.commands(ready, replica="replica-0") == []
+    assert host.commands(ready, replica="replica-1") == [f"{admin} ready replica-1"]
+
+
+EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+@pytest.mark.parametrize(
+    ("now", "does"),
+    [
+        (Loaded(EMPTY, active=True), []),
+        (Loaded(EMPTY, active=False, outdated=True), []),
+        (Loaded(EMPTY, active=True, outdated=True), ["reload"]),
+        (Loaded("other", active=True), ["write", "reload"]),
+        (Loaded("", active=False), ["write"]),
+    ],
+)
+def test_what_runs_is_reloaded_when_its_file_changed_also_by_a_run_that_was_cut_off(on_host, now, does):
+    said = on_host({Configuration: now}).commands(configured, content="")
+    assert ["write" if CONFIG in one else one.split()[1] for one in said] == does
+
+
+def test_a_file_that_is_younger_than_the_last_reload_is_not_loaded():
+    output = [f"{EMPTY}  {CONFIG}", "changed=1764000000.5", "ActiveState=active",
+              "StateChangeTimestamp=Mon 2025-11-24 16:00:00.400000 UTC"]  # fmt: skip
+    assert timestamp("Mon 2025-11-24 16:00:00.400000 UTC") == 1764000000.4
+    assert Configuration().process(output) == Loaded(EMPTY, active=True, outdated=True)
+    assert Configuration().process(output[2:]) == Loaded("", active=True)
+
+
+class Replica(ThreadingHTTPServer):
+    """Answers with its name, /v1/slow after a while; and as vLLM does after 5 s, hangs up on who idled."""
+
+    daemon_threads = True
+
+    def __init__(self, name):
+        self.name = name
+        super().__init__(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    used = False
+
+    def do_GET(self):
+        if self.used:
+            self.close_connection = True
+            return
+        self.used = True
+        if self.path == "/v1/slow":
+            time.sleep(3)
+        content = self.server.name.encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+class Gateway:
+    """A real HAProxy over two replicas."""
+
+    def __init__(self, run):
+        self.run, self.config, self.port = run, run / "haproxy.cfg", 18080
+        self.replicas = [Replica("replica-0"), Replica("replica-1")]
+        self.configure([replica.server_address[1] for replica in self.replicas])
+        self.process = subprocess.Popen([shutil.which("haproxy"), "-W", "-f", self.config],
+                                        stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # fmt: skip
+        wait_until(self.answers, 10, "HAProxy")
+
+    def configure(self, ports, agents=(9, 9)):
+        servers = [
+            Server(one.name, "127.0.0.1", port, agent_port, 16)
+            for one, port, agent_port in zip(self.replicas, ports, agents, strict=True)
+        ]
+        self.config.write_text(render(servers, self.port, str(self.run)))
+
+    def answers(self):
+        try:
+            return self.get("/v1/x") and self.admin("servers")
+        except (requests.RequestException, subprocess.CalledProcessError):
+            return False
+
+    def get(self, path, **headers):
+        return requests.get(f"http://127.0.0.1:{self.port}{path}", headers=headers, timeout=20).text
+
+    def admin(self, verb, name="-"):
+        words = [sys.executable, ADMIN, verb, name, self.run, self.config]
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+
+    def servers(self):
+        return {one["name"]: one for one in json.loads(self.admin("servers"))}
+
+    def reload(self):
+        self.admin("save")
+        self.process.send_signal(12)  # SIGUSR2
+        time.sleep(1.5)
+
+
+@pytest.fixture
+def real(tmp_path):
+    found = Gateway(tmp_path)
+    yield found
+    found.process.kill()
+    found.process.wait()
+
+
+def test_a_session_stays_with_its_replica_until_that_is_drained(real):
+    (own,) = {real.get("/v1/x", **{"X-Session-ID": "a"}) for _ in range(4)}
+    other = {"replica-0": "replica-1", "replica-1": "replica-0"}[own]
+    answer: list[str] = []
+    running = threading.Thread(target=lambda: answer.append(real.get("/v1/slow", **{"X-Session-ID": "a"})))
+    running.start()
+    wait_until(lambda: real.servers()[own]["sessions"] == 1, 5, "the request to run")
+    real.admin("drain", own)
+    assert {real.get("/v1/x", **{"X-Session-ID": "a"}) for _ in range(4)} == {other}
+    running.join()
+    assert answer == [own] and real.servers()[own]["sessions"] == 0
+    real.admin("ready", own)
+    assert real.servers()[own]["in"]
+
+
+def test_who_is_drained_is_so_after_a_reload_and_where_the_new_configuration_says(real):
+    real.admin("drain", "replica-1")
+    moved = Replica("moved")
+    real.configure([real.replicas[0].server_address[1], moved.server_address[1]])
+    real.reload()
+    assert [one["in"] for one in real.servers().values()] == [True, False]
+    real.admin("ready", "replica-1")
+    real.admin("drain", "replica-0")
+    assert real.get("/v1/x") == "moved"
+
+
+def test_who_keeps_a_connection_does_not_meet_one_that_a_replica_has_given_up(real):
+    with requests.Session() as session:
+        for _ in range(6):
+            assert session.get(f"http://127.0.0.1:{real.port}/v1/x", timeout=5).text.startswith("replica")
+
+
+def test_a_replica_that_is_gone_is_not_noticed_by_who_asks(real):
+    real.replicas[1].shutdown()
+    real.replicas[1].server_close()
+    assert {real.get("/v1/x") for _ in range(20)} == {"replica-0"}
+
+
+class Agent(socketserver.ThreadingTCPServer):
+    """Says what roles/health/agent.py says, word for word."""
+
+    daemon_threads = True
+
+    def __init__(self, said):
+        self.said = said
+        super().__init__(("127.0.0.1", 0), Says)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+class Says(socketserver.BaseRequestHandler):
+    def handle(self):
+        self.request.sendall(f"{self.server.said}\n".encode())
+
+
+def test_a_replica_whose_engine_hangs_gets_nothing_though_its_health_is_well(real):
+    own = agent.Replica(0, "key")
+    own.listens, own.well_at = True, time.monotonic() - 100
+    said = Agent(own.state())
+    real.configure([one.server_address[1] for one in real.replicas], [9, said.server_address[1]])
+    real.reload()
+    wait_until(lambda: real.servers()["replica-1"]["status"] == "DOWN (agent)", 10, "the agent to be heard")
+    assert {real.get("/v1/x") for _ in range(4)} == {"replica-0"}
+    said.said = "up"
+    wait_until(lambda: real.servers()["replica-1"]["status"] == "UP", 10, "the agent to be heard")
+
+
+def test_without_a_replica_it_is_503_and_says_when_to_come_back(real):
+    for name in ("replica-0", "replica-1"):
+        real.admin("drain", name)
+    answer = requests.get(f"http://127.0.0.1:{real.port}/v1/x", timeout=5)
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+    assert answer.json()["error"]["code"] == 503
+    assert requests.get(f"http://127.0.0.1:{real.port}/health", timeout=5).status_code == 503
+
+
+def test_a_replica_that_is_not_there_is_named(real):
+    with pytest.raises(subprocess.CalledProcessError) as failure:
+        real.admin("drain", "replica-7")
+    assert "No such server" in failure.value.stderr

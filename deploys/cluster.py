@@ -14,7 +14,7 @@ from pyinfra import host, inventory, state
 from pyinfra.api.exceptions import PyinfraError
 
 from models.errors import BadInput, InventoryError
-from roles import base, lock, recall, service, weights
+from roles import base, gateway, lock, recall, service, weights
 from roles.network import Interface
 
 from .settings import Settings, check_names, check_same, check_typos, settings
@@ -95,6 +95,11 @@ def plan() -> Plan:
     return _refusing(_make_plan)
 
 
+def gateways() -> list[str]:
+    """The hosts that are gateways; Refused when `gateway` names none of the inventory."""
+    return _refusing(lambda: gateways_of(cluster(), here()))
+
+
 def payloads() -> list[weights.Payload]:
     """The folders that `--data _folders=A,B` names."""
     folders = str(host.data.get("_folders") or "").split(",")
@@ -152,6 +157,18 @@ def model_of(own: Settings, commit: str = "") -> Model:
     )
 
 
+def gateways_of(cluster: Cluster, own: Settings) -> list[str]:
+    """The hosts that the settings make gateways."""
+    said = own.gateway
+    if isinstance(said, bool):
+        return [cluster.control.name] if said else []
+    names = [name.strip() for name in (said.split(",") if isinstance(said, str) else said)]
+    for name in names:
+        if name not in cluster.hosts:
+            raise InventoryError(f"gateway: no host {name} in the inventory")
+    return names
+
+
 def request_of(own: Settings) -> Request:
     """What the settings say of a plan."""
     from models.fit import Targets
@@ -183,6 +200,13 @@ def plan_of(cluster: Cluster, own: Settings) -> Plan:
     if source.on_hub(own.model):
         commit = weights.recorded(cluster.control, own.model, own.revision or "main")
     made = planned(model_of(own, commit), cluster.nodes, request_of(own))
+    for replica in made.replicas if own.gateway else ():
+        if replica.ports.api == own.gateway_port:
+            raise InventoryError(
+                f"gateway_port is {own.gateway_port}, the port of {replica.name}: set another"
+            )
+        if gateway.STATISTICS in (own.gateway_port, replica.ports.api):
+            raise InventoryError(f"{gateway.STATISTICS} is the port of the gateway's statistics: set another")
     gpu = made.replicas[0].gpu
     if gpu is not None and gpu.vendor == "amd":
         raise InventoryError(f"{gpu.name}: it can be planned, not served: there is no ROCm runtime yet")

@@ -11,9 +11,10 @@ from pyinfra.api.exceptions import PyinfraError
 from models.errors import BadInput
 from models.plan import Plan, Replica
 from models.weights import stored_bytes
-from roles import doctor, runtime, weights
+from roles import doctor, gateway, runtime, weights
 
-from .cluster import Cluster, plan_of, reached
+from .cluster import Cluster, gateways_of, plan_of, reached
+from .settings import Settings
 
 #: Echo requests go to so many of the hosts that follow in the inventory.
 NEIGHBOURS = 8
@@ -35,7 +36,7 @@ def expected(name: str) -> doctor.Expected:
         gpu=own.gpu,
         cuda=_cuda() if own.runtime == "cuda" else "",
         environment=runtime.path(own.runtime, own.plugins),
-        ports=[ports for replica in mine for ports in _ports(replica, name)],
+        ports=[ports for replica in mine for ports in _ports(replica, name, own)] + _gateway_ports(name, own),
         weights=path if mine else "",
         weights_bytes=stored_bytes(made.model.architecture) if isinstance(made, Plan) and mine else 0,
         peers=_peers(name),
@@ -82,14 +83,24 @@ def _peers(name: str) -> dict[str, str]:
     return {peer: hosts[peer].address for peer in after}
 
 
-def _ports(replica: Replica, name: str) -> list[tuple[int, int]]:
+def _ports(replica: Replica, name: str, own: Settings) -> list[tuple[int, int]]:
     """What this replica listens on there (models.plan.Ports), from and to."""
     ports, is_head = replica.ports, name == replica.head.name
     fixed = [ports.api] if is_head else []
     if replica.executor == "mp" and is_head:
         fixed.append(ports.master)
+    if own.gateway and is_head:
+        fixed.append(ports.health)
     rays = [(ports.ray, ports.ray + 999)] if replica.executor == "ray" else []
     return [*((port, port) for port in fixed), *rays]
+
+
+def _gateway_ports(name: str, own: Settings) -> list[tuple[int, int]]:
+    try:
+        here = name in gateways_of(_cluster(), own)
+    except BadInput:
+        return []  # preflight says so
+    return [(port, port) for port in (own.gateway_port, gateway.STATISTICS)] if here else []
 
 
 def _described(made: Plan) -> str:

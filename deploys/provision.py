@@ -1,14 +1,16 @@
 """From bare OS to ready: packages, user, folders, kernel settings, Python environments."""
 
-from deploys.cluster import begin, here, on_control
-from roles import base, runtime, secret
+from pyinfra import host
+
+from deploys.cluster import begin, gateways, here, on_control
+from roles import base, gateway, runtime, secret
 from roles.barrier import barrier
 
 own = here()
 
 begin()
 
-base.base()
+base.base(also=gateway.PACKAGES if host.name in gateways() else ())
 runtime.tools(own.wheelhouse)
 runtime.environment(own.runtime, own.plugins, own.wheelhouse)
 if on_control():

@@ -3,10 +3,10 @@
 from pyinfra import host
 
 import models
-from deploys.cluster import begin, cluster, here, network, on_control, plan
+from deploys.cluster import begin, cluster, gateways, here, network, on_control, plan
 from models.plan import Replica
 from models.weights import stored_bytes
-from roles import health, ray, replicas, runtime, secret, service, units, vllm, weights
+from roles import gateway, health, ray, replicas, runtime, secret, service, units, vllm, weights
 from roles.barrier import barrier
 
 own, control, model = here(), cluster().control, plan().model
@@ -32,11 +32,18 @@ if on_control():
     secret.present(name="Make the cluster's secret")
 health.tool()
 seed = secret.value(control)
+heads = [replica for replica in mine if host.name == replica.head.name]
+answering = [replica for replica in heads if gateways()]
 stays = [unit for replica in mine for unit in (*ray.units(replica), *vllm.units(replica, host.name))]
+stays += [health.unit(replica) for replica in answering]
+folders = [replica.name for replica in mine]
+if host.name in gateways():
+    stays.append(gateway.UNIT)
+    folders.append("gateway")
 units.only(name="Stop vLLM that is not planned", pattern="rackserve-*-vllm.service", keep=stays)
 barrier(name="No unplanned vLLM runs")
-units.only(name="Stop Ray that is not planned", pattern="rackserve-*-ray.service", keep=stays)
-replicas.only(name="Remove replicas that are not planned", keep=[replica.name for replica in mine])
+units.only(name="Stop what else is not planned", pattern="rackserve-*.service", keep=stays)
+replicas.only(name="Remove replicas that are not planned", keep=folders)
 barrier(name="Only planned replicas are left")
 
 with_ray = [replica for replica in mine if replica.executor == "ray"]
@@ -68,7 +75,7 @@ for replica in host.loop([replica for replica in mine if vllm.units(replica, hos
     )
 barrier(name="vLLM runs")
 
-for replica in host.loop([replica for replica in mine if host.name == replica.head.name]):
+for replica in host.loop(heads):
     health.generating(
         name=f"Wait until {replica.name} generates",
         python=python,
@@ -78,3 +85,22 @@ for replica in host.loop([replica for replica in mine if host.name == replica.he
         timeout=own.ready_timeout,
     )
 barrier(name="Every replica generates")
+
+if gateways():
+    for replica in host.loop(answering):
+        health.watched(replica, secrets=vllm.secrets_path(replica))
+    barrier(name="Every replica says how it is")
+if host.name in gateways():
+    gateway.serving(
+        servers=[
+            gateway.Server(
+                name=replica.name,
+                address=replica.head.address,
+                port=replica.ports.api,
+                health_port=replica.ports.health,
+                requests=vllm.requests(replica),
+            )
+            for replica in plan().replicas
+        ],
+        port=own.gateway_port,
+    )

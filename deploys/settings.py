@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from ipaddress import IPv4Address
 from typing import Any
@@ -51,6 +51,8 @@ class Settings:
     port: int = 8000
     vllm_args: Mapping[str, Any] = field(default_factory=dict)  # long flag names
     vllm_env: Mapping[str, str] = field(default_factory=dict)
+    gateway: bool | str | Sequence[str] = False  # one endpoint for all replicas: True (the head), or hosts
+    gateway_port: int = 8080
     api_key: str | None = field(default=None, repr=False)  # made on the head unless set
     ready_timeout: int = 7200  # seconds from start to the first token
 
@@ -81,7 +83,7 @@ class Settings:
         _one_of("runtime", self.runtime, RUNTIMES)
         if self.optimize is not None:
             _one_of("optimize", self.optimize, OPTIMIZE)
-        for name in ("concurrency", "port", "ready_timeout"):
+        for name in ("concurrency", "port", "gateway_port", "ready_timeout"):
             _at_least(name, getattr(self, name), 1)
         for name in ("context", "replicas", "tensor_parallel", "pipeline_parallel"):
             if getattr(self, name) is not None:
@@ -97,10 +99,17 @@ class Settings:
         for name, value in self.vllm_env.items():
             if not isinstance(value, str):
                 raise InventoryError(f"vllm_env: {name} is {value!r}: must be text, in quotes")
-        if self.port > 65535 or self.port in TAKEN_PORTS:
-            raise InventoryError(
-                f"port is {self.port}: must be at most 65535, and not 20000 to 32767 (Ray, vLLM)"
-            )
+        for name in ("port", "gateway_port"):
+            value = getattr(self, name)
+            if value > 65535 or value in TAKEN_PORTS:
+                raise InventoryError(
+                    f"{name} is {value}: must be at most 65535, and not 20000 to 32767 (Ray, vLLM)"
+                )
+        hosts = [self.gateway] if isinstance(self.gateway, str) else self.gateway
+        if not isinstance(hosts, bool) and not (
+            isinstance(hosts, Sequence) and all(isinstance(name, str) for name in hosts)
+        ):
+            raise InventoryError(f"gateway is {self.gateway!r}: must be True, False, or names of hosts")
         if self.api_key is not None and not re.fullmatch(r"[\w.~+/=-]+", self.api_key):
             raise InventoryError("api_key: must be letters, digits and . ~ + / = _ - only")
 

@@ -5,10 +5,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import models
+from deploys import examination
+from deploys.settings import Settings
+from models import planner
+from models.plan import Node
 from tests.lab.hub_testing import running_hub
 
 REPOSITORY = Path(__file__).parents[1]
@@ -72,7 +77,7 @@ Make the cluster's secret
 Health | Install probe.py
 Stop vLLM that is not planned
 No unplanned vLLM runs
-Stop Ray that is not planned
+Stop what else is not planned
 Remove replicas that are not planned
 Only planned replicas are left
 {chr(10).join(RAY)}
@@ -95,10 +100,12 @@ Hold the lock
 The lock is held
 Stop vLLM
 No vLLM runs
-Stop Ray
+Stop Ray and the gateway
 Remove the replicas' configuration
 vLLM | Remove the list of uncarried variables
-Health | Remove probe.py
+Health | Remove /opt/rackserve/libexec/probe.py
+Health | Remove /opt/rackserve/libexec/agent.py
+Gateway | Remove gateway.py
 Nothing is served
 """.splitlines()
 
@@ -199,6 +206,40 @@ def test_replicas_that_share_a_node_are_all_started_there(plan_of):
     plan = plan_of("serve", tensor_parallel=1, replicas=5, gpus=2)
     second = [op for op in plan if any("Run rackserve-replica-3-vllm" in name for name in op["names"])]
     assert [op["hosts_with_change"] for op in second] == [["@fake/gpu1", "@fake/gpu2"]]
+
+
+def test_a_gateway_comes_after_every_replica_says_how_it_is(plan_of):
+    plan = plan_of("serve", tensor_parallel=1, replicas=3, gateway="@fake/gpu2")
+    generates, says = places(plan, "Every replica generates"), places(plan, "Every replica says how it is")
+    agents = [place for place, op in enumerate(plan)
+              if any("replica-0-health" in name for name in op["names"])]  # fmt: skip
+    assert generates[0] < min(agents) and max(agents) < says[0]
+    assert [(name_of(op, "serve"), op["hosts_with_change"]) for op in plan[says[0] + 1 :]] == [
+        ("Gateway | Install gateway.py", ["@fake/gpu2"]),
+        ("Gateway | Write rackserve-gateway-haproxy.service", ["@fake/gpu2"]),
+        ("Gateway | Load haproxy.cfg", ["@fake/gpu2"]),
+        ("Gateway | Run rackserve-gateway-haproxy.service", ["@fake/gpu2"]),
+    ]
+
+
+def test_a_gateway_that_cannot_be_is_refused(dry):
+    done = dry("serve", gateway="gpu9")
+    assert done.returncode == 1 and "gateway: no host gpu9 in the inventory" in done.stderr
+    done = dry("serve", gateway=True, gateway_port=8000)
+    assert done.returncode == 1 and "gateway_port is 8000, the port of replica-0" in done.stderr
+    done = dry("serve", gateway=True, gateway_port=8404)
+    assert done.returncode == 1 and "8404 is the port of the gateway's statistics" in done.stderr
+
+
+def test_the_doctor_knows_the_ports_of_the_gateway_and_of_who_asks_for_it(monkeypatch):
+    nodes = [Node(name, address, 8, "H100") for name, address in (("a", "10.0.0.1"), ("b", "10.0.0.2"))]
+    (replica,) = planner.plan(models.get("llama-3.1-70b-instruct"), nodes).replicas
+    own = Settings(address="10.0.0.1", gateway="b", gateway_port=9000)
+    monkeypatch.setattr(examination, "_cluster", lambda: SimpleNamespace(hosts=dict.fromkeys("ab")))
+    assert (30000, 30000) in examination._ports(replica, "a", own)
+    assert (30000, 30000) not in examination._ports(replica, "b", own)
+    assert examination._gateway_ports("a", own) == []
+    assert examination._gateway_ports("b", own) == [(9000, 9000), (8404, 8404)]
 
 
 def places(plan, name):

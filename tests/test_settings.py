@@ -60,6 +60,11 @@ def test_address_is_where_ssh_finds_the_host_unless_it_is_set():
         ({"runtime": "rocm"}, "runtime is 'rocm': must be one of cuda, cpu"),
         ({"replicas": 0}, "replicas is 0: must be a whole number of at least 1"),
         ({"replicas": "two"}, "replicas is 'two': must be a whole number of at least 1"),
+        ({"gateway": 3}, "gateway is 3: must be True, False, or names of hosts"),
+        (
+            {"gateway_port": 20001},
+            "gateway_port is 20001: must be at most 65535, and not 20000 to 32767 (Ray, vLLM)",
+        ),
         ({"replicas": True}, "replicas is True: must be a whole number of at least 1"),
         ({"port": 0}, "port is 0: must be a whole number of at least 1"),
         ({"port": "8000"}, "port is '8000': must be a whole number of at least 1"),

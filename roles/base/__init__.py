@@ -6,6 +6,7 @@ and limits, and kernel settings.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from io import StringIO
 
 from pyinfra import host
@@ -33,9 +34,12 @@ LIMITS = f"""\
 
 
 @deploy("Base")
-def base() -> None:
-    """Packages, user, folders, limits and kernel settings."""
-    system_packages(name="Install system packages", packages=PACKAGES)
+def base(also: Sequence[str] = ()) -> None:
+    """Packages, user, folders, limits and kernel settings.
+
+    + also: further packages, for what this host does besides serving
+    """
+    system_packages(name="Install system packages", packages=(*PACKAGES, *also))
     system_user(name=f"Create the user {USER}", user=USER, home=HOME)
     for path in host.loop((HOME, CACHE)):
         files.directory(name=f"Own {path}", path=path, user=USER, group=USER, mode="755")

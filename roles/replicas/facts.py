@@ -15,11 +15,12 @@ SCRIPT = Path(__file__).with_name("look.py").read_text()
 
 
 class ReplicaFolders(FactBase[list[str]]):
-    """Every folder that belongs to a replica, of this plan or an earlier one."""
+    """Every folder that belongs to a replica or a gateway, of this plan or an earlier one."""
 
     def command(self) -> str:
         places = f"/etc/rackserve {HOME}"
-        return f"find {places} -maxdepth 1 -type d -name '*replica-*' 2>/dev/null || true"
+        names = "'(' -name '*replica-*' -o -name gateway ')'"
+        return f"find {places} -maxdepth 1 -type d {names} 2>/dev/null || true"
 
     def process(self, output: list[str]) -> list[str]:
         return sorted(output)

@@ -1,6 +1,6 @@
 """Runs on a node, as root, on its own Python: what is served here, as JSON.
 
-One entry for each replica with a vLLM or Ray unit on this host. The API key is among
+One entry for each unit of a replica or of the gateway on this host. The API key is among
 it, for `rackserve chat`; it is never printed.
 """
 
@@ -9,6 +9,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 
 UNITS = "/etc/systemd/system/rackserve-*.service"
 PROPERTIES = "ActiveState,SubState,NRestarts,ExecMainStartTimestamp"
@@ -29,6 +30,7 @@ def unit(path):
         "restarts": int(shown.get("NRestarts") or 0),
         "since": shown.get("ExecMainStartTimestamp", "").partition(" ")[2],  # after the day of the week
         **(endpoint(f"/etc/rackserve/{replica}") if part == "vllm" else {}),
+        **(gateway(f"/etc/rackserve/{replica}") if part == "haproxy" else {}),
     }  # fmt: skip
 
 
@@ -43,6 +45,13 @@ def endpoint(folder):
         "split": f"TP {config.get('tensor-parallel-size')} x PP {config.get('pipeline-parallel-size')}",
         "key": secrets.get("VLLM_API_KEY"),
     }
+
+
+def gateway(folder):
+    """The port of the gateway's API, and how it sees each replica."""
+    config = read(f"{folder}/haproxy.cfg", " bind :")
+    servers = output([sys.executable, "/opt/rackserve/libexec/gateway.py", "servers"])
+    return {"gateway": int(next(iter(config.values()), 0)), "servers": json.loads(servers or "[]")}
 
 
 def read(path, separator):

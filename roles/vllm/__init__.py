@@ -16,9 +16,10 @@ from roles import files as secret_files
 from roles import service
 from roles import units as systemd
 
-from .arguments import arguments, render, variables
+from .arguments import arguments, render, requests, variables
 
-__all__ = ["arguments", "nothing", "secrets_path", "server", "template_path", "unit", "units", "variables"]
+__all__ = ["arguments", "nothing", "requests", "secrets_path", "server", "template_path", "unit", "units",
+           "variables"]  # fmt: skip
 
 TEMPLATE = Path(__file__).with_name("vllm.service.j2")
 

@@ -34,6 +34,11 @@ def arguments(
     }
 
 
+def requests(replica: Replica) -> int:
+    """How many a replica works on at once; more would wait in vLLM. Its own default where none is said."""
+    return int(replica.arguments.get("max-num-seqs", 1024)) * replica.split.data
+
+
 def variables(model: Model, cache: str) -> dict[str, str]:
     """The environment of the vLLM process, the same on each host."""
     return {

@@ -1,0 +1,165 @@
+"""Two replicas on one real node behind the gateway; each test goes on where the one before ended."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from typing import Any
+
+import pytest
+import requests
+
+from tests.lab.node import Node
+from tests.lab.shell import wait_until
+from tests.lab.testing import Outcome, api_key, belongings, greedy, pyinfra, rackserve
+
+pytestmark = pytest.mark.lab
+
+PORT = 8080
+INVENTORY = """
+import importlib
+_own = vars(importlib.import_module("inventories.group_data.lab"))
+_data = {key: value for key, value in _own.items() if not key.startswith("_")}
+_name, _node = importlib.import_module("inventories.lab").head[0]
+head, workers = [(_name, {**_data, **_node, "_sudo": True, "gpus": 2})], []
+"""
+TWO = {
+    "model": "tiny-llama", "replicas": 2, "tensor_parallel": 1, "pipeline_parallel": 1, "gateway": True,
+}  # fmt: skip
+
+seen: dict[str, Any] = {}
+
+
+@pytest.fixture(scope="module")
+def inventory(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("inventory") / "one.py"
+    path.write_text(INVENTORY)
+    return str(path)
+
+
+def test_two_replicas_on_a_node_answer_alike_also_through_the_gateway(
+    lab: list[Node], inventory: str
+) -> None:
+    for name in ("provision", "stage_weights"):
+        done = pyinfra(name, inventory=inventory, **TWO)
+        assert done.code == 0, done.said
+    seen["before serve"] = belongings(lab[0])
+    done = serve(inventory)
+    assert done.code == 0, done.said
+    answers = [greedy(lab[0], port) for port in (8000, 8001, PORT)]
+    assert answers[0] == answers[1] == answers[2] and all(answers[0])
+    assert lab[0].sudo("grep -h CUDA /etc/systemd/system/rackserve-replica-*-vllm.service").split() == [
+        'Environment="CUDA_VISIBLE_DEVICES=0"', 'Environment="CUDA_VISIBLE_DEVICES=1"',
+    ]  # fmt: skip
+    shown = rackserve("status", "-i", inventory).said
+    assert "port 8080  replica-0 UP" in shown and ", replica-1 UP" in shown
+    assert rackserve("chat", "-i", inventory, "Hello", "--max-tokens", "8").code == 0
+
+
+def test_a_second_run_changes_nothing(lab: list[Node], inventory: str) -> None:
+    again = serve(inventory)
+    assert (again.code, again.changed) == (0, {}), again.said
+
+
+def test_what_the_key_does_not_guard_is_not_let_through(lab: list[Node]) -> None:
+    base = f"http://{lab[0].address}:{PORT}"
+    assert requests.get(f"{base}/health", timeout=10).status_code == 200
+    assert requests.get(f"{base}/metrics", timeout=10).status_code == 404
+    assert requests.get(f"{base}/v1/models", timeout=10).status_code == 401
+    key = api_key(lab[0])
+    assert key not in lab[0].sudo("cat /etc/rackserve/gateway/* /run/rackserve-gateway/*.state; true")
+
+
+def test_a_replica_that_is_drained_finishes_its_answers_and_gets_no_more(lab: list[Node]) -> None:
+    with streams(lab[0], 8) as running:
+        wait_until(lambda: all(sessions(lab[0]).values()), 30, "both replicas to answer")
+        gateway(lab[0], "drain replica-1")
+        left = sessions(lab[0])["replica-1"]
+        assert all(greedy(lab[0], PORT)) and sessions(lab[0])["replica-1"] <= left
+        lab[0].sudo("systemctl reload rackserve-gateway-haproxy")
+        assert [one["in"] for one in states(lab[0])] == [True, False]
+    assert [one.split()[-1] for one in running] == ["[DONE]"] * 8
+    gateway(lab[0], "ready replica-1")
+    assert [one["in"] for one in states(lab[0])] == [True, True]
+
+
+def test_when_one_replica_is_killed_requests_go_on(lab: list[Node]) -> None:
+    lab[0].sudo("systemctl kill --signal=KILL --kill-who=all rackserve-replica-1-vllm")
+    begun = time.monotonic()
+    while time.monotonic() - begun < 15:
+        assert all(greedy(lab[0], PORT))
+    wait_until(
+        lambda: [one["status"][:2] for one in states(lab[0])] == ["UP", "UP"], 180, "replica-1 to be back"
+    )
+    assert all(greedy(lab[0], 8001))
+
+
+def test_an_engine_that_hangs_leaves_the_gateway_and_comes_back(lab: list[Node]) -> None:
+    """Its API server answers /health with 200 all the while."""
+    unit = "rackserve-replica-1-vllm"
+    server = f"$(systemctl show --property=MainPID --value {unit})"
+    engine = lab[0].sudo(f"pgrep --parent {server} --full EngineCore").split()[0]
+    lab[0].sudo(f"kill -STOP {engine}")
+    try:
+        begun = time.monotonic()
+        wait_until(lambda: states(lab[0])[1]["status"].startswith("DOWN"), 60, "the gateway to notice")
+        assert time.monotonic() - begun <= 30
+        assert requests.get(f"http://{lab[0].address}:8001/health", timeout=10).status_code == 200
+        assert all(greedy(lab[0], PORT))
+    finally:
+        lab[0].sudo(f"kill -CONT {engine}")
+    wait_until(lambda: states(lab[0])[1]["status"].startswith("UP"), 60, "replica-1 to be back")
+
+
+def test_teardown_leaves_the_node_as_it_was_before_serve(lab: list[Node], inventory: str) -> None:
+    done = pyinfra("teardown", inventory=inventory)
+    assert done.code == 0, done.said
+    assert belongings(lab[0]) ^ seen["before serve"] == set()
+
+
+def serve(inventory: str) -> Outcome:
+    return pyinfra("serve", inventory=inventory, **TWO)
+
+
+def gateway(node: Node, words: str) -> str:
+    return node.sudo(f"python3 /opt/rackserve/libexec/gateway.py {words}")
+
+
+def states(node: Node) -> list[dict[str, Any]]:
+    return json.loads(gateway(node, "servers"))
+
+
+def sessions(node: Node) -> dict[str, int]:
+    return {one["name"]: one["sessions"] for one in states(node)}
+
+
+class streams:
+    """So many long answers through the gateway at once; at the end each is whole."""
+
+    def __init__(self, node: Node, count: int) -> None:
+        self.url, self.key = f"http://{node.address}:{PORT}/v1/completions", api_key(node)
+        self.answers = [""] * count
+        self.threads = [threading.Thread(target=self.ask, args=(index,)) for index in range(count)]
+
+    def __enter__(self) -> list[str]:
+        for thread in self.threads:
+            thread.start()
+        return self.answers
+
+    def __exit__(self, *_: object) -> None:
+        for thread in self.threads:
+            thread.join()
+
+    def ask(self, index: int) -> None:
+        body = {
+            "model": "tiny-llama",
+            "prompt": "Once",
+            "max_tokens": 1000,
+            "ignore_eos": True,
+            "stream": True,
+        }
+        headers = {"Authorization": f"Bearer {self.key}"}
+        with requests.post(self.url, json=body, headers=headers, stream=True, timeout=300) as answer:
+            answer.raise_for_status()
+            self.answers[index] = answer.text

@@ -32,15 +32,16 @@ def chat(question: str, inventory: str, max_tokens: int, temperature: float) -> 
 
 
 def endpoint(inventory: str) -> Endpoint:
-    """The first replica's API; Failed when nothing is served."""
+    """The gateway's API, or the first replica's; Failed when nothing is served."""
     from scripts import runner
 
     seen, trouble = look(inventory, "units")
-    for host, units in seen.items():
-        for unit in units:
-            if unit.get("port"):
-                url = f"http://{runner.address(host)}:{unit['port']}"
-                return Endpoint(url, unit["model"], unit["key"])
+    there = [(host, unit) for host, units in seen.items() for unit in units]
+    gateways = [(host, unit["gateway"]) for host, unit in there if unit.get("gateway")]
+    for host, unit in there:
+        if unit.get("port"):
+            name, port = gateways[0] if gateways else (host, unit["port"])
+            return Endpoint(f"http://{runner.address(name)}:{port}", unit["model"], unit["key"])
     raise trouble or Failed("nothing is served; run `rackserve deploy serve_llama` first")
 
 

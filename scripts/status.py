@@ -31,7 +31,7 @@ def status(inventory: str, as_json: bool) -> None:
 
 @click.command()
 @inventory_option
-@click.option("--part", type=click.Choice(["vllm", "ray"]), help="Only these units.")
+@click.option("--part", type=click.Choice(["vllm", "ray", "health", "haproxy"]), help="Only these units.")
 @click.option("-n", "--lines", default=100, show_default=True, help="Of each host.")
 def logs(inventory: str, part: str | None, lines: int) -> None:
     """Print the journals of the replicas' units on every host."""
@@ -65,10 +65,16 @@ def _line(row: dict[str, Any]) -> str:
     state = f"{row['active']} ({row['sub']})"
     times = {0: "", 1: "1 restart"}.get(row["restarts"], f"{row['restarts']} restarts")
     serves = f"{row['model']}  {row['split']}  port {row['port']}" if row.get("model") else ""
+    if row.get("gateway"):
+        serves = f"port {row['gateway']}  " + ", ".join(map(_server, row["servers"]))
     return (
-        f"{row['host']:10} {row['replica']:10} {row['part']:5} {state:22} "
+        f"{row['host']:10} {row['replica']:10} {row['part']:7} {state:22} "
         f"since {row['since'] or '-':23}  {times:11}  {serves}"
     ).rstrip()
+
+
+def _server(one: dict[str, Any]) -> str:
+    return f"{one['name']} {one['status']} ({one['sessions']} requests)"
 
 
 def _without_key(unit: dict[str, Any]) -> dict[str, Any]:

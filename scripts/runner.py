@@ -92,12 +92,17 @@ def run(arguments: Sequence[str]) -> None:
 
 def _end_at_once_when_interrupted() -> None:
     """By Ctrl-C. pyinfra would wait for all that runs on the hosts, however long it takes."""
+    import gevent
     from pyinfra.context import ctx_state
 
+    main = gevent.getcurrent()
+
     def interrupt(*_) -> None:
+        if gevent.getcurrent() is main:
+            raise KeyboardInterrupt
+        gevent.kill(main, KeyboardInterrupt)  # first: pyinfra takes an operation that is killed for done
         if ctx_state.isset() and (pool := getattr(ctx_state.get(), "pool", None)):
             pool.kill(block=False)
-        raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, interrupt)
 

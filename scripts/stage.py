@@ -51,7 +51,7 @@ def stage(
         return
     deploy, given = "stage_weights", [*data]
     given += [f"model={model}"] if model else []
-    given += [f"revision={revision}"] if revision else []
+    given += [f"revision={revision}"] if revision is not None else []
     if verify:
         deploy = "verify_weights"
     elif prune is not None:

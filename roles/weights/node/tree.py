@@ -43,8 +43,8 @@ def main() -> int:
         return 0
     except StageError as error:
         print(error, file=sys.stderr)
-    except OSError as error:
-        print(f"{args.folder}: {error.strerror or error}", file=sys.stderr)
+    except (OSError, RuntimeError) as error:  # the latter of links in a circle
+        print(f"{args.folder}: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
     return 1
 
 
@@ -110,6 +110,8 @@ def unpack(args: argparse.Namespace) -> None:
     folder = args.folder.resolve()  # a link to a bigger disk stays
     if folder.exists() and not folder.is_dir():
         raise StageError(f"{folder} is no folder: move it away first")
+    if os.path.ismount(folder):
+        raise StageError(f"{folder} is where a disk is mounted: link to a folder in it")
     folder.parent.mkdir(parents=True, exist_ok=True)
     new, old = (folder.with_name(f".{folder.name}.{word}") for word in ("new", "old"))
     for left in (new, old):

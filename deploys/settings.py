@@ -77,8 +77,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 raise InventoryError(f"{name} is {value!r}: must be text")
-        if self.revision == "commits":  # the name of a folder beside: see stage.py
-            raise InventoryError("revision is 'commits': give the commit that it means, in 40 digits")
+        if self.revision in ("", ".", "..", "commits"):  # the last is a folder beside: see stage.py
+            raise InventoryError(f"revision is {self.revision!r}: give a commit, in 40 digits")
         _one_of("executor", self.executor, EXECUTORS)
         _one_of("runtime", self.runtime, RUNTIMES)
         if self.optimize is not None:

@@ -1,5 +1,6 @@
 """Staging of weights: the script as a node runs it, against a real hub on the loopback."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -272,6 +273,34 @@ def test_something_else_in_the_place_of_a_file_is_seen_and_mended(node, tmp_path
     node.staged()
     assert node.problem() is None and kept(node, "verify").returncode == 0
     assert not outside.exists() or outside.stat().st_mode & 0o777 == 0o600
+
+
+def test_what_an_earlier_run_wanted_and_this_one_does_not_is_not_published(node):
+    stray = node.model / f".partial-{node.commit()}" / "original/consolidated.safetensors"
+    stray.parent.mkdir(parents=True)
+    stray.write_bytes(b"1")
+    node.staged()
+    assert kept(node, "verify").returncode == 0 and not list(node.path.rglob("consolidated*"))
+
+
+@pytest.mark.parametrize("files", [{}, [], {"w": {}}, {"w": {"size": 3}}], ids=str)
+def test_a_manifest_that_says_too_little_is_mended_and_hides_no_other(node, files):
+    node.staged(commit=node.commit(revision="v1"), expected={"num_hidden_layers": 1})
+    node.staged()
+    (node.model / f"snapshot-{node.commit()}.json").write_text(json.dumps({"files": files}))
+    assert list(on(node)) == [node.commit(revision="v1")]
+    assert node.problem() or not files
+    node.staged()
+    assert len(on(node)) == 2
+
+
+def test_what_is_being_fetched_is_not_pruned(node):
+    partial = node.model / f".partial-{node.commit()}"
+    partial.mkdir(parents=True)
+    assert json.loads(kept(node, "excess").stdout)
+    with partial.with_name(f"{partial.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert json.loads(kept(node, "excess").stdout) == []
 
 
 def test_what_another_commit_has_wrong_is_fetched_and_stays_there(node, hub):

@@ -209,7 +209,7 @@ def pruned(python: str, keep: int) -> Iterator[StringCommand]:
         host.noop("there is nothing to remove")
     for one in excess:
         host.log(f"{one['folder']}: frees {one['bytes'] / 1e9:.2f} GB")
-        beside = (f"{ROOT}/{one['folder']}{suffix}" for suffix in ("", ".json", ".pieces", ".lock"))
+        beside = (f"{ROOT}/{one['folder']}{suffix}" for suffix in ("", ".json", ".pieces"))
         yield StringCommand("rm", "-rf", *map(QuoteString, beside))
 
 

@@ -103,6 +103,9 @@ def publish(link: Path, repository: str, commit: str, files: Mapping[str, Any]) 
     """Put what is verified in place: the manifest first, then the snapshot, then the link to it."""
     final, partial = place(link, commit), link.with_name(f".partial-{commit}")
     shutil.rmtree(partial / UNFINISHED, ignore_errors=True)
+    for path in partial.rglob("*"):  # what an earlier run wanted, too
+        if not path.is_dir() and str(path.relative_to(partial)) not in files:
+            path.unlink()
     for name in files:
         os.chmod(partial / name, 0o644)
         os.utime(partial / name, ns=(MTIME, MTIME))
@@ -229,9 +232,22 @@ def excess(root: Path, keep: int) -> list[dict[str, Any]]:
         kept[one["repository"]] = kept.get(one["repository"], 0) + 1
         if kept[one["repository"]] > keep and not one["revisions"]:
             gone.append(root / one["folder"])
-    gone += sorted([*root.glob("*/.partial-*/"), *root.glob("*/.old-*/")])
+    partial = [one for one in root.glob("*/.partial-*/") if not _is_fetched(one)]
+    gone += sorted([*partial, *root.glob("*/.old-*/")])
     seen: Counter[tuple[int, int]] = Counter()
     return [{"folder": str(one.relative_to(root)), "bytes": _freed(one, seen)} for one in gone]
+
+
+def _is_fetched(partial: Path) -> bool:
+    """True while some process does: see `alone`."""
+    try:
+        with partial.with_name(f"{partial.name}.lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def _freed(folder: Path, seen: Counter[tuple[int, int]]) -> int:
@@ -255,17 +271,17 @@ def published(root: Path) -> Iterator[dict[str, Any]]:
         folder = file.with_suffix("")
         try:
             said, seen = json.loads(file.read_text()), file.stat().st_mtime
-            files = said["files"]
+            files, links = said["files"], [link for link in folder.parent.iterdir() if link.is_symlink()]
+            row = {
+                "repository": said["repository"], "commit": said["commit"],
+                "folder": str(folder.relative_to(root)),
+                "revisions": sorted(link.name for link in links if os.readlink(link) == folder.name),
+                "files": len(files), "bytes": sum(file["size"] for file in files.values()),
+                "verified": seen, "problem": next(filter(None, map(changed(folder), files.items())), None),
+            }  # fmt: skip
         except TORN:
             continue  # the next staging makes it anew
-        links = [link for link in folder.parent.iterdir() if link.is_symlink()]
-        yield {
-            "repository": said["repository"], "commit": said["commit"],
-            "folder": str(folder.relative_to(root)),
-            "revisions": sorted(link.name for link in links if os.readlink(link) == folder.name),
-            "files": len(files), "bytes": sum(file["size"] for file in files.values()),
-            "verified": seen, "problem": next(filter(None, map(changed(folder), files.items())), None),
-        }  # fmt: skip
+        yield row
 
 
 def changed(folder: Path) -> Callable[[tuple[str, Any]], str | None]:
@@ -300,9 +316,9 @@ def problem(path: Path, commit: str) -> str | None:
         return "another commit is in place"
     try:
         files = json.loads(manifest(final).read_text())["files"]
-    except (FileNotFoundError, ValueError):
+        return next(filter(None, map(changed(final), files.items())), None)
+    except TORN:
         return "its manifest is missing or torn"
-    return next(filter(None, map(changed(final), files.items())), None)
 
 
 def sha256(path: Path) -> str:

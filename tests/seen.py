@@ -43,6 +43,11 @@ _UNIT = {
     "limits": "Limit                     Soft Limit           Hard Limit           Units     \n"
               "Max locked memory         unlimited            unlimited            bytes     \n",
 }  # fmt: skip
+#: Neither pins memory, nor talks with other nodes' Ray or NCCL.
+_BESIDE = [
+    {**_UNIT, "Id": unit, "LimitMEMLOCK": "8388608", "limits": None, "network": {}}
+    for unit in ("rackserve-replica-0-health.service", "rackserve-gateway-haproxy.service")
+]
 
 _IB = {"state": "4: ACTIVE", "phys_state": "5: LinkUp", "rate": "400 Gb/sec (4X NDR)",
        "link_layer": "InfiniBand", "gids": []}  # fmt: skip
@@ -83,7 +88,7 @@ def seen(number: int) -> dict[str, Any]:
         "bridges": {"0000:00:01.1": 0, "0000:40:01.1": 0},
         "infiniband": {"mlx5_0/1": _IB, "mlx5_1/1": _ROCE}, "verbs": True,
         "installed": ["nvidia_nccl_cu13-2.30.7", "ray-2.60.0", "torch-2.14.0", "vllm-0.33.0"],
-        "python": "Python 3.12.11\n", "units": [{**_UNIT, "network": network}],
+        "python": "Python 3.12.11\n", "units": [{**_UNIT, "network": network}, *_BESIDE],
         "processes": [[700, "VLLM::EngineCor", OURS]], "time": 0.0,
     })  # fmt: skip
 

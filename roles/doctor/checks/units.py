@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..check import Host, Verdict, check, failed, passed
 from ..parse import limit
 
@@ -37,7 +39,7 @@ def state(host: Host) -> Verdict | None:
     reference="nccl-tests#206",
 )
 def memlock(host: Host) -> Verdict | None:
-    units = host.get("units")
+    units = _working(host)
     for unit in units:
         runs_with = limit(unit.get("limits") or "", "Max locked memory")
         if unit["LimitMEMLOCK"] != "infinity":
@@ -55,7 +57,7 @@ def memlock(host: Host) -> Verdict | None:
     reference="docs.ray.io: ulimit -n 65536",
 )
 def nofile(host: Host) -> Verdict | None:
-    units = host.get("units")
+    units = _working(host)
     for unit in units:
         if unit["LimitNOFILE"] != "infinity" and int(unit["LimitNOFILE"]) < NOFILE:
             return failed(f"{unit['Id']}: LimitNOFILE={unit['LimitNOFILE']}")
@@ -70,7 +72,7 @@ def nofile(host: Host) -> Verdict | None:
     reference="vllm#6775",
 )
 def address(host: Host) -> Verdict | None:
-    units, net = host.get("units"), host.get("net")
+    units, net = _working(host), host.get("net")
     if not units:
         return None
     wanted = {
@@ -100,3 +102,8 @@ def strays(host: Host) -> Verdict | None:
     said = ", ".join(f"{name} (pid {pid})" for pid, name, _ in others[:4])
     return failed(said, f"sudo kill {' '.join(str(row[0]) for row in others[:20])} on {host.name}, "
                         "if nobody needs it")  # fmt: skip
+
+
+def _working(host: Host) -> list[dict[str, Any]]:
+    """The units of vLLM and Ray: what is beside them and before them has other needs."""
+    return [unit for unit in host.get("units") if unit["Id"].endswith(("-vllm.service", "-ray.service"))]

@@ -45,7 +45,12 @@ def test_a_start_that_some_systemd_write_as_not_available_is_no_start():
     assert Unit().process(lines) == UnitState(stale=("/etc/x",))
 
 
-@pytest.mark.parametrize("state", ["activating", "failed", "inactive", "deactivating", "reloading"])
+def test_a_unit_that_loads_its_configuration_anew_is_not_restarted_for_it():
+    lines = [line.replace("ActiveState=active", "ActiveState=reloading") for line in RUNNING]
+    assert Unit().process(lines).active
+
+
+@pytest.mark.parametrize("state", ["activating", "failed", "inactive", "deactivating"])
 def test_a_unit_between_states_is_not_active(state):
     lines = [line.replace("ActiveState=active", f"ActiveState={state}") for line in RUNNING]
     assert not Unit().process(lines).active

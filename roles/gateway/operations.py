@@ -13,7 +13,7 @@ from pyinfra import host, state
 from pyinfra.api import FactBase, QuoteString, StringCommand, operation
 
 from roles import remote, service
-from roles.units.facts import timestamp
+from roles.units.facts import RUNS, timestamp
 
 UNIT = service.unit("gateway", "haproxy")
 CONFIG = f"{service.folder('gateway')}/haproxy.cfg"
@@ -54,7 +54,7 @@ class Configuration(FactBase[Loaded]):
         loaded = timestamp(shown.get("StateChangeTimestamp", ""))
         return Loaded(
             sha256=sums[0] if sums else "",
-            active=shown.get("ActiveState") == "active",
+            active=shown.get("ActiveState") in RUNS,
             outdated=float(shown.get("changed", 0)) > loaded,
         )
 

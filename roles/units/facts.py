@@ -7,6 +7,9 @@ from datetime import datetime, timezone
 
 from pyinfra.api import FactBase
 
+#: A unit that loads its configuration anew (Type=notify) answers all the while.
+RUNS = ("active", "reloading")
+
 PROPERTIES = "ActiveState,UnitFileState,NeedDaemonReload,ExecMainStartTimestamp"
 
 
@@ -35,7 +38,7 @@ class Unit(FactBase[UnitState]):
         started = timestamp(shown.get("ExecMainStartTimestamp", ""))
         times = (line.split(" ", 1) for line in output if line and not _is_property(line))
         return UnitState(
-            active=shown.get("ActiveState") == "active",
+            active=shown.get("ActiveState") in RUNS,
             enabled=shown.get("UnitFileState") == "enabled",
             needs_reload=shown.get("NeedDaemonReload") == "yes",
             stale=tuple(name for time, name in times if float(time) > started),

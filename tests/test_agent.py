@@ -74,26 +74,19 @@ def test_a_replica_is_up_once_it_has_answered_with_a_token(vllm, clock):
     assert (own.state(), vllm.asked) == ("up", ["Bearer key"])
 
 
-def test_a_busy_engine_is_up_and_is_asked_for_nothing(vllm, clock):
-    own = replica(vllm)
-    for _ in range(20):
-        clock[0] += 3
-        vllm.steps += 1
-        own.look()
-        own.generate()
-        assert own.state() == "up"
-    assert vllm.asked == []
-
-
-def test_an_engine_that_reads_a_long_prompt_is_up_though_it_counts_nothing_yet(vllm, clock):
+@pytest.mark.parametrize(("what", "by"), [("steps", 1), ("cache", 0.01)])
+def test_a_busy_engine_is_up_and_is_asked_for_nothing_also_while_it_only_reads_a_prompt(
+    vllm, clock, what, by
+):
     own = replica(vllm)
     vllm.generates = False
     for _ in range(20):
         clock[0] += 3
-        vllm.cache += 0.01
+        setattr(vllm, what, getattr(vllm, what) + by)
         own.look()
         own.generate()
         assert own.state() == "up"
+    assert vllm.asked == []
 
 
 def test_an_engine_that_takes_no_step_and_answers_nothing_hangs(vllm, clock):

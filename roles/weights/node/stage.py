@@ -127,17 +127,23 @@ def status(args: argparse.Namespace) -> int:
 
 
 def published(args: argparse.Namespace) -> int:
-    print(json.dumps(list(snapshots.published(args.path))))
+    import upkeep
+
+    print(json.dumps(list(upkeep.published(args.path))))
     return 0
 
 
 def verified(args: argparse.Namespace) -> int:
-    snapshots.verify(args.path, args.repository)
+    import upkeep
+
+    upkeep.verify(args.path, args.repository)
     return 0
 
 
 def excess(args: argparse.Namespace) -> int:
-    print(json.dumps(snapshots.excess(args.path, args.keep)))
+    import upkeep
+
+    print(json.dumps(upkeep.excess(args.path, args.keep)))
     return 0
 
 

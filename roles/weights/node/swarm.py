@@ -81,6 +81,7 @@ class Node(Giver):
             self.start(self.follow, name)
         self.start(self.recover)
         proven, shown, before, since = False, 0.0, -1, self.started
+        seeds = set(self.seeds) - {self.me}
         while True:
             with self.changed:
                 if not self.error and (proven or not self.store.complete):
@@ -100,8 +101,10 @@ class Node(Giver):
                 return self.stats
             if proven or self.store.have_bytes != before or self.store.unread:
                 before, since = self.store.have_bytes, now
-            elif now - since > grace and set(self.seeds) <= self.stats.dropped.keys():
-                raise SwarmError(f"{', '.join(self.seeds)} sent wrong bytes: run `rackserve stage --verify`")
+            elif now - since > grace and seeds and seeds <= self.stats.dropped.keys():
+                raise SwarmError(
+                    f"{', '.join(sorted(seeds))} sent wrong bytes: run `rackserve stage --verify`"
+                )
             elif now - since > patience:
                 raise SwarmError(f"nothing came for {patience:.0f} s ({self.why()})")
 

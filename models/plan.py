@@ -67,6 +67,11 @@ class Ports:
         """Who asks whether the replica generates."""
         return 30000 + self.slot
 
+    @property
+    def gang(self) -> int:
+        """On its first node: where its nodes tell each other how they are."""
+        return 30100 + self.slot
+
 
 @dataclass(frozen=True)
 class Replica:

@@ -1,10 +1,11 @@
-"""Files with secrets in them: never shown by --diff, never readable on the way."""
+"""Files as values, and files with secrets in them: never shown by --diff, never readable on the way."""
 
 from __future__ import annotations
 
 import hashlib
 import shlex
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from pyinfra import host
 from pyinfra.api import FactBase, QuoteString, StringCommand, operation
@@ -18,6 +19,17 @@ _WRITE = " && ".join(
         'mv "$1.new" "$1"',
     )
 )
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that a node is to have; `owner` is USER:GROUP. The content of a secret one is shown nowhere."""
+
+    path: str
+    content: str = field(repr=False)
+    owner: str = "root:root"
+    mode: str = "644"
+    secret: bool = False
 
 
 class SecretFile(FactBase[tuple[str, str, str]]):

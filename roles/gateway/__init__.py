@@ -8,13 +8,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pyinfra import host
 from pyinfra.api import deploy
 from pyinfra.operations import files
 
 from roles import units as systemd
 
 from .config import STATISTICS, Server, render
-from .operations import ADMIN, CONFIG, RUN, UNIT, Servers, configured, drain, drained, ready
+from .operations import (
+    ADMIN,
+    CONFIG,
+    RUN,
+    UNIT,
+    WATCH,
+    Servers,
+    configured,
+    drain,
+    drained,
+    enough,
+    ready,
+    watched,
+)
 
 __all__ = [
     "PACKAGES",
@@ -24,23 +38,25 @@ __all__ = [
     "Servers",
     "drain",
     "drained",
+    "enough",
     "nothing",
     "ready",
     "render",
     "serving",
+    "watched",
 ]
 
 PACKAGES = ("haproxy",)
 
+PROGRAMS = {"admin.py": ADMIN, "watch.py": WATCH}
 TEMPLATE = Path(__file__).with_name("gateway.service.j2")
 
 
 @deploy("Gateway")
 def serving(servers: Sequence[Server], port: int) -> None:
     """HAProxy running for these replicas; a change is loaded without a request lost."""
-    files.put(
-        name="Install gateway.py", src=str(Path(__file__).with_name("admin.py")), dest=ADMIN, mode="644"
-    )
+    for name, dest in host.loop(PROGRAMS.items()):
+        files.put(name=f"Install {dest}", src=str(Path(__file__).with_name(name)), dest=dest, mode="644")
     written = files.template(
         name=f"Write {UNIT}",
         src=str(TEMPLATE), dest=systemd.path(UNIT), mode="644",
@@ -53,4 +69,5 @@ def serving(servers: Sequence[Server], port: int) -> None:
 @deploy("Gateway")
 def nothing() -> None:
     """The host without what the gateway leaves besides its folder and unit."""
-    files.file(name="Remove gateway.py", path=ADMIN, present=False)
+    for path in host.loop(PROGRAMS.values()):
+        files.file(name=f"Remove {path}", path=path, present=False)

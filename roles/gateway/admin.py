@@ -41,6 +41,8 @@ def servers(run):
             "in": not row["status"].startswith("MAINT"),
             "sessions": int(row["scur"]),
             "queued": int(row["qcur"]),
+            "requests": int(row["stot"]),
+            "errors": sum(int(row[name] or 0) for name in ("econ", "eresp", "hrsp_5xx")),
         }
         for row in rows
         if row["pxname"] == "replicas" and row["svname"] not in ("FRONTEND", "BACKEND")

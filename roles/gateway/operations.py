@@ -5,22 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pyinfra import host, state
-from pyinfra.api import FactBase, QuoteString, StringCommand, operation
+from pyinfra.api import FactBase, OperationError, QuoteString, StringCommand, operation
 
 from roles import remote, service
 from roles.units.facts import RUNS, timestamp
+
+from .judge import judge
 
 UNIT = service.unit("gateway", "haproxy")
 CONFIG = f"{service.folder('gateway')}/haproxy.cfg"
 RUN = "/run/rackserve-gateway"
 ADMIN = "/opt/rackserve/libexec/gateway.py"
 
+WATCH = "/opt/rackserve/libexec/watch.py"
+
 INTERVAL = 0.5  # seconds between two looks at what a replica still answers
+GRACE = 20.0  # seconds for a replica that has just come back to be seen by the gateway
 
 #: The content comes by stdin, and replaces a configuration only if HAProxy takes it. $1 path.
 _WRITE = (
@@ -103,13 +108,61 @@ def drain(replica: str) -> Iterator[StringCommand]:
 
 
 @operation()
-def drained(replica: str, timeout: float) -> Iterator[StringCommand]:
-    """Wait until a replica answers no request any more; changes nothing. The host fails after `timeout`."""
+def drained(replica: str, timeout: float, cut: bool = False) -> Iterator[StringCommand]:
+    """Wait until a replica answers no request any more; changes nothing.
+
+    After `timeout` seconds it gets requests again and the host fails; with `cut`, what it still answers is
+    left to be cut.
+    """
     problem = _await(replica, timeout) if state.is_executing else None
-    if problem:
-        yield remote.failure(host, problem)
+    if problem and not cut:
+        remote.run(host, "python3", ADMIN, "ready", replica, **remote.arguments(host))
+        more = "--data drain_timeout=SECONDS waits longer, --data cut=True does not wait for them"
+        yield remote.failure(host, f"{problem}, and goes on as it was; {more}")
         return
     host.noop(f"{replica} answers no request")
+
+
+@operation()
+def enough(besides: Sequence[str], others: Sequence[str], anyway: bool = False) -> Iterator[StringCommand]:
+    """All `others` answer, so that those `besides` them may be taken out; changes nothing.
+
+    The host fails when one does not, unless that is to be done `anyway`.
+    """
+    down = _down(others) if state.is_executing and not anyway else {}
+    if down:
+        said = ", ".join(f"{name} is {status}" for name, status in down.items())
+        yield remote.failure(
+            host,
+            f"{said}: {', '.join(besides)} cannot be spared; mend it (rackserve status),"
+            " or --data degraded=True",
+        )
+        return
+    host.noop("the others answer")
+
+
+@operation()
+def watched(
+    replicas: Sequence[str], where: Mapping[str, str], seconds: float, otherwise: Callable[[str, str], None]
+) -> Iterator[StringCommand]:
+    """Look for so many seconds how replicas fare beside all others; changes nothing.
+
+    + where: {replica: ADDRESS:PORT} of all
+    + otherwise: gets the name of one that does worse, and what is wrong with it
+    """
+    if state.is_executing and seconds:
+        words = (str(seconds), *(f"{name}={place}" for name, place in where.items()))
+        succeeded, out, err = remote.run(host, "python3", WATCH, *words, **remote.arguments(host))
+        if not succeeded:
+            yield remote.failure(host, f"the gateway could not be watched: {err or out}")
+            return
+        windows = json.loads(out)
+        for name in replicas:
+            one = windows[name]
+            if problem := judge(name, windows):
+                otherwise(name, problem)
+            host.log(f"{name}: {one['requests']} requests, {one['errors']} failed: {problem or 'well'}")
+    host.noop("watched")
 
 
 @operation()
@@ -126,15 +179,33 @@ def _in(replica: str) -> bool:
     return seen is not None and bool(seen["in"])
 
 
+def _down(names: Sequence[str]) -> dict[str, str]:
+    """Those of the replicas that do not answer, also not after a while, and how they are."""
+    until = time.monotonic() + GRACE
+    while True:
+        there = {one["name"]: one["status"] for one in _servers()}
+        down = {name: there[name] for name in names if name in there and not there[name].startswith("UP")}
+        if not down or time.monotonic() > until:
+            return down
+        time.sleep(INTERVAL)
+
+
 def _await(replica: str, timeout: float) -> str | None:
     until = time.monotonic() + timeout
     while True:
-        succeeded, out, err = remote.run(host, "python3", ADMIN, "servers", **remote.arguments(host))
-        if not succeeded:
-            return f"the gateway does not say what {replica} answers: {err or out}"
-        left = sum(one["sessions"] for one in json.loads(out) if one["name"] == replica)
+        left = sum(one["sessions"] for one in _servers() if one["name"] == replica)
         if not left:
             return None
         if time.monotonic() > until:
             return f"{replica} still answers {left} requests after {timeout:.0f} s"
         time.sleep(INTERVAL)
+
+
+def _servers() -> list[dict[str, Any]]:
+    """As they are now; none where no gateway runs yet."""
+    words = ("sh", "-c", f"test ! -e {RUN}/admin.sock || python3 {ADMIN} servers")
+    succeeded, out, err = remote.run(host, *words, **remote.arguments(host))
+    if not succeeded:
+        raise OperationError(f"{host.name}: the gateway does not say how its replicas are: {err or out}")
+    servers: list[dict[str, Any]] = json.loads(out or "[]")
+    return servers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import click
@@ -31,7 +32,7 @@ def status(inventory: str, as_json: bool) -> None:
 
 @click.command()
 @inventory_option
-@click.option("--part", type=click.Choice(["vllm", "ray", "health", "haproxy"]), help="Only these units.")
+@click.option("--part", type=click.Choice(["vllm", "ray", "gang", "haproxy"]), help="Only these units.")
 @click.option("-n", "--lines", default=100, show_default=True, help="Of each host.")
 def logs(inventory: str, part: str | None, lines: int) -> None:
     """Print the journals of the replicas' units on every host."""
@@ -67,10 +68,31 @@ def _line(row: dict[str, Any]) -> str:
     serves = f"{row['model']}  {row['split']}  port {row['port']}" if row.get("model") else ""
     if row.get("gateway"):
         serves = f"port {row['gateway']}  " + ", ".join(map(_server, row["servers"]))
+    if row.get("gang"):
+        serves = _gang(row["gang"])
     return (
         f"{row['host']:10} {row['replica']:10} {row['part']:7} {state:22} "
         f"since {row['since'] or '-':23}  {times:11}  {serves}"
     ).rstrip()
+
+
+def _gang(told: dict[str, Any]) -> str:
+    """How a replica is, since when, and what took it down last."""
+    said = f"{told['state']} since {_time(told['since'])}"
+    if told["why"]:
+        said += f" ({told['why']})"
+    if told["next"]:
+        said += f", next try {_time(told['next'])}"
+    if told["recent"]:
+        count, last = told["falls"], told["recent"][-1]
+        said += f"; {count} fall{'s' if count > 1 else ''}: {last['why']} at {_time(last['when'])}"
+    return said
+
+
+def _time(seconds: float) -> str:
+    """In UTC, like systemd's; the day too where it is not one of the last 24 hours."""
+    old = abs(time.time() - seconds) > 86400
+    return time.strftime("%Y-%m-%d %H:%M:%S" if old else "%H:%M:%S", time.gmtime(seconds))
 
 
 def _server(one: dict[str, Any]) -> str:

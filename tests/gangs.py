@@ -20,40 +20,32 @@ QUICK = {
     "settle": 0.3, "backoff": 0.5, "longest": 1.0, "stable": 300.0,
 }  # fmt: skip
 
-#: Stands in for systemd: a unit is a file that says what `systemctl show` would, and nothing runs in it.
-SYSTEMCTL = f"""#!{sys.executable} -IS
-import fcntl, json, os, sys, time
-folder = os.environ["UNITS"]
-verb, *units = [word for word in sys.argv[1:] if not word.startswith("-")]
-if verb == "stop" and os.path.exists(folder + "/slow"):
-    time.sleep(0.5)
-lock = open(folder + "/lock", "a")
-fcntl.flock(lock, fcntl.LOCK_EX)
-if verb != "show":
-    with open(folder + "/commands", "a") as log:
-        log.write(" ".join([verb, *units]) + "\\n")
-for unit in units:
-    path = folder + "/" + unit
-    try:
-        row = json.load(open(path))
-    except FileNotFoundError:
-        row = dict(Id=unit, ActiveState="inactive", Result="success", ExecMainStatus="0", InvocationID="")
-    runs = row["ActiveState"] == "active"
-    if verb == "show":
-        print("".join(name + "=" + value + "\\n" for name, value in row.items()))
-    elif verb == "start" and not runs:
-        row.update(ActiveState="active", Result="success", InvocationID=os.urandom(4).hex())
-        if os.path.exists(folder + "/fails"):
-            row.update(ActiveState="failed", Result="exit-code", ExecMainStatus="1")
-    elif verb == "kill" and runs:
-        row.update(ActiveState="failed", Result="signal", ExecMainStatus="9")
-    elif verb == "stop" and runs:
-        row.update(ActiveState="inactive", Result="success")
-    elif verb == "reset-failed" and row["ActiveState"] == "failed":
-        row.update(ActiveState="inactive", Result="success")
-    with open(path + ".new", "w") as file:
-        json.dump(row, file)
-    os.replace(path + ".new", path)
+#: Stands in for systemd: a unit is a file with what `systemctl show` would say, and nothing runs in it.
+SYSTEMCTL = """#!/bin/sh
+cd "$UNITS"
+verb=$1; shift
+case $1 in --*) shift ;; esac
+test $verb = show || echo $verb "$@" >> commands
+test $verb != stop || test ! -e slow || sleep 0.5
+say() {
+    printf 'Id=%s\\nActiveState=%s\\nResult=%s\\nExecMainStatus=%s\\nInvocationID=%s\\n' "$@" > $1.new
+    mv $1.new $1
+}
+for unit; do
+    test -e $unit || say $unit inactive success 0 ''
+    { read -r _; IFS== read -r _ active; read -r _; read -r _; IFS== read -r _ invocation; } < $unit
+    case $verb,$active in
+        show,*) cat $unit; echo ;;
+        start,active) ;;
+        start,*)
+            read -r invocation < /proc/sys/kernel/random/uuid
+            if test -e fails; then say $unit failed exit-code 1 $invocation
+            else say $unit active success 0 $invocation; fi ;;
+        kill,active) say $unit failed signal 9 $invocation ;;
+        stop,active) say $unit inactive success 0 $invocation ;;
+        reset-failed,failed) say $unit inactive success 0 $invocation ;;
+    esac
+done
 """
 
 
@@ -168,19 +160,25 @@ class Node:
 
     def unit(self, name):
         try:
-            return json.loads((self.folder / "units" / name).read_text())
+            lines = (self.folder / "units" / name).read_text().splitlines()
         except FileNotFoundError:
-            return {"ActiveState": "inactive", "InvocationID": ""}
+            return {}
+        return dict(line.split("=", 1) for line in lines)
 
     def runs(self):
         """{unit: its invocation} of what runs."""
         rows = {name: self.unit(name) for name in (RAY, VLLM)}
-        return {name: row["InvocationID"] for name, row in rows.items() if row["ActiveState"] == "active"}
+        return {name: row["InvocationID"] for name, row in rows.items() if row.get("ActiveState") == "active"}
 
-    def die(self, name, number=9):
-        row = {**self.unit(name), "ActiveState": "failed", "Result": "signal", "ExecMainStatus": str(number)}
-        (self.folder / "units/dies").write_text(json.dumps(row))
-        (self.folder / "units/dies").replace(self.folder / "units" / name)
+    def says(self, name, state, result, invocation):
+        """What systemd is to say of a unit from now on."""
+        row = {"Id": name, "ActiveState": state, "Result": result, "ExecMainStatus": "9",
+               "InvocationID": invocation}  # fmt: skip
+        (self.folder / "units/said").write_text("".join(f"{key}={value}\n" for key, value in row.items()))
+        (self.folder / "units/said").replace(self.folder / "units" / name)
+
+    def die(self, name):
+        self.says(name, "failed", "signal", self.unit(name)["InvocationID"])
 
     def said(self, word):
         """Whether a word to the units' systemd (fails, slow) holds."""

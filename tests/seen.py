@@ -46,7 +46,7 @@ _UNIT = {
 #: Neither pins memory, nor talks with other nodes' Ray or NCCL.
 _BESIDE = [
     {**_UNIT, "Id": unit, "LimitMEMLOCK": "8388608", "limits": None, "network": {}}
-    for unit in ("rackserve-replica-0-health.service", "rackserve-gateway-haproxy.service")
+    for unit in ("rackserve-replica-0-gang.service", "rackserve-gateway-haproxy.service")
 ]
 
 _IB = {"state": "4: ACTIVE", "phys_state": "5: LinkUp", "rate": "400 Gb/sec (4X NDR)",
@@ -89,6 +89,8 @@ def seen(number: int) -> dict[str, Any]:
         "infiniband": {"mlx5_0/1": _IB, "mlx5_1/1": _ROCE}, "verbs": True,
         "installed": ["nvidia_nccl_cu13-2.30.7", "ray-2.60.0", "torch-2.14.0", "vllm-0.33.0"],
         "python": "Python 3.12.11\n", "units": [{**_UNIT, "network": network}, *_BESIDE],
+        "gangs": {"replica-0": {"state": "up", "why": "", "row": 1, "falls": 9, "recent": [
+            {"when": 0.0, "why": "gpu2: rackserve-replica-0-vllm ended (signal 9)"}]}} if number == 1 else {},
         "processes": [[700, "VLLM::EngineCor", OURS]], "time": 0.0,
     })  # fmt: skip
 

@@ -144,6 +144,24 @@ def test_a_check_speaks_when_its_case_is_there(id):
     assert not {"{host}", "{address}", "{interface}", "{hostname}"} & set(finding.fix.split())
 
 
+WAITS = {"state": "waiting", "why": "nothing is heard of gpu1", "row": 1, "recent": []}
+FALLS = {"state": "starting", "why": "", "row": 3, "recent": [{"when": 0.0, "why": "gpu1: it ended"}]}
+
+
+@pytest.mark.parametrize(
+    ("gang", "said"),
+    [
+        (WAITS, "replica-0 is waiting: nothing is heard of gpu1"),
+        (FALLS, "replica-0 fell 3 times in a row: gpu1: it ended"),
+    ],
+)
+def test_a_replica_that_waits_or_falls_again_and_again_is_a_failure(gang, said):
+    found = examine(broken(set_to("gangs", {"replica-0": gang})))
+    assert [
+        (one.status, one.evidence) for one in found if one.id == "units.state" and one.host == "gpu2"
+    ] == [("fail", said)]
+
+
 def test_every_check_has_a_case():
     assert set(BROKEN) == set(CHECKS)
 

@@ -16,7 +16,7 @@ KEYS = {
     "cmdline", "meminfo", "modules", "mounts", "driver", "numa_balancing", "release", "port_range", "os",
     "reboot", "ip", "nvidia_smi", "nvlink", "gpu_processes", "fabricmanager", "services", "kernel",
     "host", "listeners", "folders", "shm", "processes", "installed", "weights", "synchronized", "hardware",
-    "bridges", "infiniband", "verbs", "net", "peers", "gpu_cgroups", "units", "time",
+    "bridges", "infiniband", "verbs", "net", "peers", "gpu_cgroups", "units", "gangs", "time",
 }  # fmt: skip
 
 

@@ -10,13 +10,14 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import engine
 import pytest
 import requests
+from gang import TIMES
 
 from roles import gateway
 from roles.gateway import Server, drain, ready, render
 from roles.gateway.operations import CONFIG, Configuration, Loaded, Servers, configured
-from roles.health import agent
 from roles.units.facts import timestamp
 from tests.lab.shell import wait_until
 
@@ -194,7 +195,7 @@ def test_a_replica_that_is_gone_is_not_noticed_by_who_asks(real):
 
 
 class Agent(socketserver.ThreadingTCPServer):
-    """Says what roles/health/agent.py says, word for word."""
+    """Says what roles/gang/node/engine.py says, word for word."""
 
     daemon_threads = True
 
@@ -210,9 +211,9 @@ class Says(socketserver.BaseRequestHandler):
 
 
 def test_a_replica_whose_engine_hangs_gets_nothing_though_its_health_is_well(real):
-    own = agent.Replica(0, "key")
+    own = engine.Engine(0, "key", TIMES)
     own.listens, own.well_at = True, time.monotonic() - 100
-    said = Agent(own.state())
+    said = Agent(own.says())
     real.configure([one.server_address[1] for one in real.replicas], [9, said.server_address[1]])
     real.reload()
     wait_until(lambda: real.servers()["replica-1"]["status"] == "DOWN (agent)", 10, "the agent to be heard")

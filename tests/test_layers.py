@@ -79,11 +79,11 @@ WEIGHTS = [str(path) for path in sources("roles/weights/node")]
     [
         "roles/lock/lock.py",
         "roles/health/probe.py",
-        "roles/health/agent.py",
         "roles/gateway/admin.py",
         "roles/replicas/look.py",
         *WEIGHTS,
         *map(str, sources("roles/doctor/node")),
+        *map(str, sources("roles/gang/node")),
     ],
 )
 def test_what_runs_on_a_node_imports_nothing_of_ours(path):
@@ -96,12 +96,13 @@ SWARM = [
 
 
 DOCTOR = [str(path) for path in sources("roles/doctor/node")]
-SYSTEM = ["roles/lock/lock.py", "roles/replicas/look.py", "roles/health/agent.py", "roles/gateway/admin.py"]
+GANG = [str(path) for path in sources("roles/gang/node")]
+SYSTEM = ["roles/lock/lock.py", "roles/replicas/look.py", "roles/gateway/admin.py"]
 
 
-@pytest.mark.parametrize("path", [*SYSTEM, *SWARM, *DOCTOR])
+@pytest.mark.parametrize("path", [*SYSTEM, *SWARM, *DOCTOR, *GANG])
 def test_what_runs_on_the_systems_python_needs_only_the_standard_library(path):
     import sys
 
-    beside = {Path(other).stem for group in (SWARM, DOCTOR) if path in group for other in group}
+    beside = {Path(other).stem for group in (SWARM, DOCTOR, GANG) if path in group for other in group}
     assert reaches(Path(path)) <= {*sys.stdlib_module_names, "__future__", *beside}

@@ -160,7 +160,7 @@ JOURNAL = """\
 def node(tmp_path, monkeypatch):
     """node(journal, state): programs `journalctl` and `systemctl` that print these."""
 
-    def made(journal, state="ActiveState=active\nInvocationID=abc\nNRestarts=3\n"):
+    def made(journal, state="ActiveState=active\nInvocationID=abc\n"):
         (tmp_path / "journal").write_bytes(journal if isinstance(journal, bytes) else journal.encode())
         (tmp_path / "state").write_text(state)
         programs = {
@@ -208,10 +208,13 @@ def test_a_journal_with_bytes_that_are_no_text_is_read(probe, node):
     assert probe.telling("x.service", {}).startswith("ValueError: half a block")
 
 
-def run(url, tmp_path, *units, secrets=f"VLLM_API_KEY={KEY}\n"):
+def run(url, tmp_path, *units, secrets=f"VLLM_API_KEY={KEY}\n", **told):
     file = tmp_path / "vllm.env"
     file.write_text(secrets)
-    command = [sys.executable, SCRIPT, url, file, "0", *units]
+    state = tmp_path / "state.json"
+    if told:
+        state.write_text(json.dumps(told))
+    command = [sys.executable, SCRIPT, url, file, "0", state, *units]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert KEY not in done.stdout
@@ -220,23 +223,41 @@ def run(url, tmp_path, *units, secrets=f"VLLM_API_KEY={KEY}\n"):
 
 def test_the_script_says_that_it_generates(tmp_path):
     with serving() as (url, _):
-        assert run(url, tmp_path, "a.service") == {"generates": True, "restarts": 0, "reason": ""}
+        assert run(url, tmp_path, "a.service") == {"generates": True, "falls": 0, "reason": ""}
 
 
-def test_the_script_says_why_not_from_the_journal_and_counts_every_units_restarts(node, tmp_path):
-    node(JOURNAL)
-    seen = run(f"http://127.0.0.1:{free_port()}", tmp_path, "a.service", "b.service")
-    assert seen == {
+FALL = {"when": 1.0, "why": "node2: rackserve-replica-0-ray ended (signal 9)"}
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"state": "starting", "why": "", "recent": []}, "starting"),
+        ({"state": "starting", "why": "", "recent": [FALL]}, f"starting again after {FALL['why']}"),
+        ({"state": "waiting", "why": "nothing is heard of node2", "recent": [FALL]},
+         "waiting nothing is heard of node2"),
+        ({"state": "stopping", "why": FALL["why"], "recent": [FALL]}, f"stopping {FALL['why']}"),
+    ],
+)  # fmt: skip
+def test_the_script_says_how_the_replica_is_and_why_from_the_journal_and_counts_falls(
+    node, tmp_path, told, said
+):
+    url = f"http://127.0.0.1:{free_port()}"
+    node(JOURNAL, state="ActiveState=inactive\nInvocationID=abc\n")  # stopped since, and not forgotten
+    assert run(url, tmp_path, "a.service", "b.service", falls=6, **told) == {
         "generates": False,
-        "restarts": 6,
-        "reason": "torch.OutOfMemoryError: CUDA out of memory.",
+        "falls": 6,
+        "reason": f"{said}: torch.OutOfMemoryError: CUDA out of memory.",
     }
+    node("")
+    silent = run(url, tmp_path, "a.service", falls=6, **told)
+    assert silent["reason"] == ("starting" if said == "starting" else f"{said}: starting")
 
 
-def test_the_script_without_a_telling_line_says_starting(node, tmp_path):
+def test_the_script_without_a_telling_line_and_a_gang_says_starting(node, tmp_path):
     node("", state="")
     seen = run(f"http://127.0.0.1:{free_port()}", tmp_path, "a.service")
-    assert seen == {"generates": False, "restarts": 0, "reason": "starting"}
+    assert seen == {"generates": False, "falls": 0, "reason": "starting"}
 
 
 def test_a_server_that_comes_up_meanwhile_is_waited_for(probe):

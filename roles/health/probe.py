@@ -1,11 +1,11 @@
 """Runs on a node, as root, in the tools environment: does the server generate a token?
 
-    probe.py URL SECRETS PATIENCE UNIT...
+    probe.py URL SECRETS PATIENCE STATE UNIT...
 
 Waits PATIENCE seconds at most for a server that listens: a process for each look would take
-the time of a core that the server needs. Prints {"generates": bool, "restarts": int,
-"reason": str} and exits 0; `reason` is what a person would want to know: the last telling line
-of a unit's journal.
+the time of a core that the server needs. STATE is the file in which the replica's gang says how it
+is. Prints {"generates": bool, "falls": int, "reason": str} and exits 0; `reason` is what a person
+would want to know: how the replica is, and the last telling line of a unit's journal.
 """
 
 import json
@@ -32,16 +32,33 @@ TELLING = re.compile(
 LOOK = 0.3  # seconds between two looks for a listener
 
 
-def main(url, secrets, patience, *units):
+def main(url, secrets, patience, state, *units):
     await_listener(url, float(patience))
     reason = ask(url, api_key(secrets))
     if reason is None:
-        print(json.dumps({"generates": True, "restarts": 0, "reason": ""}))
+        print(json.dumps({"generates": True, "falls": 0, "reason": ""}))
         return
-    shown = {unit: show(unit) for unit in units}
-    restarts = sum(int(state.get("NRestarts") or 0) for state in shown.values())
-    reason = next(filter(None, (telling(unit, shown[unit]) for unit in units)), reason)
-    print(json.dumps({"generates": False, "restarts": restarts, "reason": reason}))
+    told = gang(state)
+    reason = next(filter(None, (telling(unit, show(unit)) for unit in units)), reason)
+    said = words(told)
+    reason = f"{said}: {reason}" if said and said != reason else reason
+    print(json.dumps({"generates": False, "falls": told.get("falls", 0), "reason": reason}))
+
+
+def gang(path):
+    try:
+        with open(path) as file:
+            return json.load(file)
+    except FileNotFoundError:
+        return {}
+
+
+def words(told):
+    """How the gang says the replica is; nothing that changes by itself."""
+    state, why = told.get("state", ""), told.get("why", "")
+    if state == "starting" and told["recent"]:
+        return f"starting again after {told['recent'][-1]['why']}"
+    return f"{state} {why}".strip()
 
 
 def await_listener(url, patience):
@@ -90,7 +107,7 @@ def api_key(secrets):
 
 
 def show(unit):
-    command = ["systemctl", "show", unit, "--property=NRestarts,ActiveState,InvocationID"]
+    command = ["systemctl", "show", unit, "--property=ActiveState,InvocationID"]
     lines = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
     return dict(line.split("=", 1) for line in lines)
 

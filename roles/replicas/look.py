@@ -31,6 +31,7 @@ def unit(path):
         "since": shown.get("ExecMainStartTimestamp", "").partition(" ")[2],  # after the day of the week
         **(endpoint(f"/etc/rackserve/{replica}") if part == "vllm" else {}),
         **(gateway(f"/etc/rackserve/{replica}") if part == "haproxy" else {}),
+        **(gang(f"/run/rackserve/{replica}") if part == "gang" else {}),
     }  # fmt: skip
 
 
@@ -52,6 +53,15 @@ def gateway(folder):
     config = read(f"{folder}/haproxy.cfg", " bind :")
     servers = output([sys.executable, "/opt/rackserve/libexec/gateway.py", "servers"])
     return {"gateway": int(next(iter(config.values()), 0)), "servers": json.loads(servers or "[]")}
+
+
+def gang(folder):
+    """How the replica is, as its head says; other nodes have no such file."""
+    try:
+        with open(f"{folder}/state.json") as file:
+            return {"gang": json.load(file)}
+    except FileNotFoundError:
+        return {}
 
 
 def read(path, separator):

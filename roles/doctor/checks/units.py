@@ -7,14 +7,14 @@ from typing import Any
 from ..check import Host, Verdict, check, failed, passed
 from ..parse import limit
 
-RESTARTS = 3
+RESTARTS = 3  # of a unit, or falls of a replica in a row
 NOFILE = 65536  # Ray's
 
 
 @check(
     "units.state",
     "Our units run, and do not die again and again",
-    looks_at="systemctl show",
+    looks_at="systemctl show, /run/rackserve/*/state.json",
     fix="rackserve doctor --logs",
     reference="vllm#32136",
 )
@@ -28,6 +28,11 @@ def state(host: Host) -> Verdict | None:
                           f"{unit['NRestarts']} restarts")  # fmt: skip
         if int(unit["NRestarts"]) >= RESTARTS:
             return failed(f"{unit['Id']} was restarted {unit['NRestarts']} times")
+    for replica, gang in host.get("gangs").items():
+        if gang["row"] >= RESTARTS:
+            return failed(f"{replica} fell {gang['row']} times in a row: {gang['recent'][-1]['why']}")
+        if gang["state"] == "waiting":
+            return failed(f"{replica} is waiting: {gang['why']}")
     return passed(f"{len(units)} units")
 
 

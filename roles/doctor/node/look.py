@@ -20,6 +20,7 @@ import system
 from reading import attempt, cgroup, finish, read, start
 
 OURS = "/etc/systemd/system/rackserve-*.service"
+GANGS = "/run/rackserve/*/state.json"
 UNIT = "Id,ActiveState,SubState,Result,NRestarts,MainPID,LimitMEMLOCK,LimitNOFILE,Environment"
 SERVICES = ("nvidia-fabricmanager", "nvidia-persistenced", "ufw", "firewalld", "unattended-upgrades")
 KERNEL_SAYS = "NVRM: Xid|SXid|Out of memory: Killed|oom-kill:|fallen off the bus"
@@ -67,8 +68,14 @@ def main(asked):
     seen["peers"] = attempt(network.echoes, asked, (seen["net"] or {}).get("mtu"))
     seen["gpu_cgroups"] = {pid: cgroup(pid) for pid in re.findall(r"(?m)^\d+", seen["gpu_processes"] or "")}
     seen["units"] = attempt(system.with_limits, seen["units"] or "")
+    seen["gangs"] = attempt(gangs, asked)
     seen["time"] = time.time()
     print(json.dumps(seen))
+
+
+def gangs(_):
+    """{replica: how its head says that it is} of the replicas that have their head here."""
+    return {path.split("/")[-2]: json.loads(read(path)) for path in glob.glob(GANGS)}
 
 
 def programs(asked):

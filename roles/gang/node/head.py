@@ -117,7 +117,7 @@ class Head:
             time.monotonic(),
         )
         with self.changed:
-            return all(self.replica.stopped(host, now) or self.replica.silent(host, now) for host in others)
+            return all(self.replica.stopped(host, now) or self.replica.absent(host, now) for host in others)
 
     # The engine
 

@@ -63,7 +63,7 @@ class Member:
         with self.changed:
             heard = self.order["epoch"] if self.order else None
             return {"epoch": self.epoch, "state": self.state, "why": self.why, "heard": heard,
-                    "compiles": self.compiles}  # fmt: skip
+                    "leaving": self.leaving, "compiles": self.compiles}  # fmt: skip
 
     def hear(self, order):
         with self.changed:
@@ -76,7 +76,6 @@ class Member:
             self.leaving = True
             self.changed.notify_all()
         self.left.wait()
-        time.sleep(0.2)  # for the last word
 
     # What it does
 

@@ -53,8 +53,16 @@ class Replica:
     def stopped(self, host, now):
         """Whether a node has no part any more, and knows that it was to have none."""
         said = self.said[host]
-        fresh = said.get("heard") == self.order["epoch"] and not self.silent(host, now)
+        fresh = said.get("heard") == self.order["epoch"] and self.absent(host, now) is None
         return fresh and said.get("state") == "stopped"
+
+    def absent(self, host, now):
+        """Why nothing can be started on a node, or None."""
+        if self.said[host].get("leaving"):
+            return f"{host}: it was stopped on this node"
+        if self.at[host] is None or self.silent(host, now):
+            return f"nothing is heard of {host}"
+        return None
 
     def silent(self, host, now):
         return now - (self.born if self.at[host] is None else self.at[host]) > self.times["silence"]
@@ -73,6 +81,8 @@ class Replica:
         for host, said in self.said.items():
             if self.silent(host, now):
                 return f"{host} was silent for {self.times['silence']:.0f} s"
+            if said.get("leaving"):
+                return self.absent(host, now)
             if said.get("epoch") == self.order["epoch"]:
                 if said.get("state") == "failed":
                     return f"{host}: {said.get('why')}"
@@ -96,11 +106,11 @@ class Replica:
 
     def _rest(self, now):
         pending = [host for host in self.said if not self.stopped(host, now)]
-        missing = [host for host in pending if self.at[host] is None or self.silent(host, now)]
+        missing = [why for host in pending if (why := self.absent(host, now))]
         if len(missing) < len(pending):
             self._be("stopping", self.why, now)
         elif missing:
-            self._be("waiting", f"nothing is heard of {', '.join(missing)}", now)
+            self._be("waiting", "; ".join(missing), now)
         elif now < self.try_at:
             self._be("waiting", f"for the next try: {self.recent[-1]['why']}", now)
         else:

@@ -1,9 +1,9 @@
 """Runs on a node, beside member.py: what is asked of systemd, one process for all units."""
 
-import os
 import subprocess
 
 PROPERTIES = "Id,ActiveState,SubState,Result,ExecMainStatus,InvocationID,ControlGroup"
+GROUPS = "/sys/fs/cgroup"
 RUNS = ("active", "activating", "reloading")
 PATIENCE = 120  # seconds for systemd; more than the TimeoutStopSec of any of our units
 
@@ -76,14 +76,14 @@ def compiles(rows):
     return any(
         name in COMPILERS
         for row in rows.values()
-        for pid in _read(f"/sys/fs/cgroup{row.get('ControlGroup')}/cgroup.procs").split()
+        for pid in _read(f"{GROUPS}{row.get('ControlGroup')}/cgroup.procs").split()
         for name in [_read(f"/proc/{pid}/comm").strip()]
     )
 
 
 def _read(path):
     try:
-        with open(os.path.normpath(path)) as file:
+        with open(path, errors="replace") as file:
             return file.read()
-    except (OSError, ValueError):  # it ended meanwhile
+    except OSError:  # it ended meanwhile
         return ""

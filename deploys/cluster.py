@@ -57,12 +57,12 @@ class Cluster:
 
 def cluster() -> Cluster:
     """This run's cluster; Refused when the inventory is not one."""
-    return _refusing(_read_cluster)
+    return refusing(_read_cluster)
 
 
 def reached() -> Cluster:
     """This run's cluster, of which some hosts may be out of reach: enough for who only looks."""
-    return _refusing(lambda: read(inventory))
+    return refusing(lambda: read(inventory))
 
 
 def begin() -> None:
@@ -92,27 +92,34 @@ def here() -> Settings:
 
 def plan() -> Plan:
     """This run's plan; Refused says why there can be none."""
-    return _refusing(_make_plan)
+    return refusing(_make_plan)
 
 
 def gateways() -> list[str]:
     """The hosts that are gateways; Refused when `gateway` names none of the inventory."""
-    return _refusing(lambda: gateways_of(cluster(), here()))
+    return refusing(lambda: gateways_of(cluster(), here()))
 
 
 def payloads() -> list[weights.Payload]:
     """The folders that `--data _folders=A,B` names."""
     folders = str(host.data.get("_folders") or "").split(",")
-    return _refusing(lambda: [weights.Payload(folder.rstrip("/") or folder) for folder in folders])
+    return refusing(lambda: [weights.Payload(folder.rstrip("/") or folder) for folder in folders])
 
 
-def network() -> dict[str, str]:
-    """The network variables of this host; Refused when it has no such address."""
-    own = here()
-    interface = own.interface or host.get_fact(Interface, address=own.address, _sudo=False)
+def network_of(name: str) -> dict[str, str]:
+    """The network variables of a host; Refused when it has no such address."""
+    own = cluster().hosts[name]
+    interface = own.interface or asked(name).get_fact(Interface, address=own.address, _sudo=False)
     if not interface:
-        raise Refused(f"{host.name}: no interface has the address {own.address}; correct `address`")
+        raise Refused(f"{name}: no interface has the address {own.address}; correct `address`")
     return service.network(own.address, interface)
+
+
+def asked(name: str) -> Host:
+    """A host of this run that is not the one whose turn it is, to ask it something."""
+    other = inventory.get_host(name)
+    recall.facts(other)
+    return other
 
 
 def read(source: Inventory) -> Cluster:
@@ -246,7 +253,8 @@ def _make_plan() -> Plan:
     return plan_of(_read_cluster(), settings(host.name, host.data))
 
 
-def _refusing(read):
+def refusing(read):
+    """What `read` returns; bad input that it raises is Refused, as pyinfra prints it."""
     try:
         return read()
     except BadInput as error:

@@ -89,6 +89,8 @@ def _ports(replica: Replica, name: str, own: Settings) -> list[tuple[int, int]]:
     fixed = [ports.api] if is_head else []
     if replica.executor == "mp" and is_head:
         fixed.append(ports.master)
+    if is_head:
+        fixed.append(ports.gang)
     if own.gateway and is_head:
         fixed.append(ports.health)
     rays = [(ports.ray, ports.ray + 999)] if replica.executor == "ray" else []

@@ -19,6 +19,7 @@ from models.errors import InventoryError
 EXECUTORS = ("auto", "ray", "mp")
 RUNTIMES = ("cuda", "cpu")
 OPTIMIZE = ("latency", "throughput")
+ANSWERS = ("same", "any")
 
 #: What may differ between hosts.
 PER_HOST = ("plugins", "wheelhouse", "hf_endpoint", "hf_token", "mirror", "mirror_options", "uplink",
@@ -27,6 +28,9 @@ PER_HOST = ("plugins", "wheelhouse", "hf_endpoint", "hf_token", "mirror", "mirro
 #: What is text where it is set. A secret is not: api_key has a check of its own.
 TEXT = ("model", "revision", "weights_path", "preset", "plugins", "wheelhouse", "hf_endpoint", "mirror",
         "interface", "gpu")  # fmt: skip
+
+#: Seconds: the gateway takes a replica out after 20, and only then it may start anew.
+LEAST_HANG = 25
 
 #: See models.plan.Ports.
 TAKEN_PORTS = range(20000, 32768)
@@ -55,6 +59,14 @@ class Settings:
     gateway_port: int = 8080
     api_key: str | None = field(default=None, repr=False)  # made on the head unless set
     ready_timeout: int = 7200  # seconds from start to the first token
+    hang_timeout: int = 60  # seconds without a token after which a replica starts anew
+
+    # How a replica that answers is replaced
+    drain_timeout: int = 600  # seconds for its running answers
+    cut: bool = False  # what runs on after that is cut; else the run ends, and the replica goes on
+    watch: int = 30  # seconds that the first is looked at beside the others; a third of it for each other
+    answers: str = "same"  # as before with the same weights; or any
+    degraded: bool = False  # go on although another replica is down
 
     # What to serve it with
     runtime: str = "cuda"  # or cpu
@@ -81,6 +93,7 @@ class Settings:
             raise InventoryError(f"revision is {self.revision!r}: give a commit, in 40 digits")
         _one_of("executor", self.executor, EXECUTORS)
         _one_of("runtime", self.runtime, RUNTIMES)
+        _one_of("answers", self.answers, ANSWERS)
         if self.optimize is not None:
             _one_of("optimize", self.optimize, OPTIMIZE)
         for name in ("concurrency", "port", "gateway_port", "ready_timeout"):
@@ -88,13 +101,16 @@ class Settings:
         for name in ("context", "replicas", "tensor_parallel", "pipeline_parallel"):
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), 1)
-        _at_least("gpus", self.gpus, 0)
+        for name in ("gpus", "drain_timeout", "watch"):
+            _at_least(name, getattr(self, name), 0)
+        _at_least("hang_timeout", self.hang_timeout, LEAST_HANG)
         _is_address(self.address)
         for name in ("vllm_args", "vllm_env"):
             if not isinstance(getattr(self, name), Mapping):
                 raise InventoryError(f"{name} is {getattr(self, name)!r}: must be a dictionary")
-        if not isinstance(self.uplink, bool):
-            raise InventoryError(f"uplink is {self.uplink!r}: must be True or False")
+        for name in ("uplink", "cut", "degraded"):
+            if not isinstance(getattr(self, name), bool):
+                raise InventoryError(f"{name} is {getattr(self, name)!r}: must be True or False")
         self._check_mirror_options()
         for name, value in self.vllm_env.items():
             if not isinstance(value, str):

@@ -189,15 +189,21 @@ def rollout(wanted: Sequence[Release], found: Mapping[str, Found], only: str | N
 
 
 def before(runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """{replica: release} of before the last run; of an unfinished rollback, what it was to put in place.
+    """{replica: release} of before the last run, and before those that broke off and that it finished.
 
-    `runs` are the history's entries; InventoryError when nothing is there to be taken back.
+    Of a rollback that broke off, what it was to put in place. `runs` are the history's entries, the oldest
+    first; InventoryError when there is none.
     """
     if not runs:
         raise InventoryError("nothing has run yet: there is nothing to go back to")
-    last = runs[-1]
-    goes_on = last["deploy"] == "rollback" and last["outcome"] != "done"
-    return {name: ids[1 if goes_on else 0] for name, ids in last["replicas"].items()}
+    last, targets = runs[-1], {}
+    if last["deploy"] == "rollback" and last["outcome"] != "done":
+        return {name: now for name, (_, now) in last["replicas"].items()}
+    for run in reversed(runs):
+        if run is not last and (run["outcome"] != "begun" or last["deploy"] == "rollback"):
+            break
+        targets.update({name: was for name, (was, _) in run["replicas"].items()})
+    return targets
 
 
 def back(found: Mapping[str, Found], targets: Mapping[str, str]) -> Rollout:

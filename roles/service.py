@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
 
 from models.plan import Replica
 
@@ -42,6 +46,17 @@ def devices(replica: Replica) -> dict[str, str]:
     if replica.gpus_per_node == replica.head.gpus:
         return {}
     return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, replica.devices))}
+
+
+def unit_path(name: str) -> str:
+    """Where a unit of ours lives."""
+    return f"/etc/systemd/system/{name}"
+
+
+def rendered(template: Path, **values: Any) -> str:
+    """A template beside a role's code, filled in."""
+    jinja = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
+    return jinja.from_string(template.read_text()).render(values)
 
 
 def path(environment: str) -> str:

@@ -44,7 +44,8 @@ def deploy_path(name: str) -> str:
 
 #: Modules of deploys/ that playbooks share, and what other commands run.
 NOT_PLAYBOOKS = (
-    "cluster", "doctor", "examination", "journals", "settings", "snapshots", "units", "unlock",
+    "cluster", "doctor", "examination", "history", "journals", "releasing", "replacing", "settings",
+    "snapshots", "units", "unlock",
 )  # fmt: skip
 
 

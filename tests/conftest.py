@@ -13,6 +13,7 @@ from pyinfra_testing.util import FakeState, get_command_string
 
 from tests.lab import Lab
 from tests.lab.node import Node
+from tests.lab.two import INVENTORY
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -35,6 +36,14 @@ def lab(request: pytest.FixtureRequest) -> Iterator[list[Node]]:
     there.up(3)
     yield there.nodes()
     there.down()
+
+
+@pytest.fixture(scope="session")
+def inventory(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The file of an inventory: the lab's first node, with two GPUs."""
+    path = tmp_path_factory.mktemp("inventory") / "one.py"
+    path.write_text(INVENTORY)
+    return str(path)
 
 
 class KnownHost:

@@ -2,7 +2,6 @@
 
 import shlex
 
-import jinja2
 import pytest
 import yaml
 
@@ -225,53 +224,51 @@ def sections(text):
     return found
 
 
-def rendered(template, **values):
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    return sections(environment.from_string(template.read_text()).render(service=service, **values))
+VARIABLES = {"A": "1"}
 
 
-def vllm_unit(needs):
-    return rendered(
-        vllm.TEMPLATE,
-        replica="replica-0", needs=needs, command="/env/bin/vllm serve --config /etc/x.yaml",
-        path="/env/bin:/usr/bin", environment='Environment="A=1"',
-        secrets="/etc/rackserve/replica-0/vllm.env",
-    )  # fmt: skip
+def vllm_files(**options):
+    told = arguments(LLAMA, replica(), "gpu1", PATH)
+    made = vllm.files(replica(), told, "/env", VARIABLES, "the-key", **options)
+    return {file.path: file for file in made}
 
 
-def test_vllms_unit_stands_and_falls_with_ray():
-    unit = vllm_unit("rackserve-replica-0-ray.service")
-    assert unit["Unit"]["BindsTo"] == ["rackserve-replica-0-ray.service"]
-    assert unit["Unit"]["After"] == ["network-online.target rackserve-replica-0-ray.service"]
+def vllm_unit():
+    return sections(vllm_files()["/etc/systemd/system/rackserve-replica-0-vllm.service"].content)
+
+
+def test_vllms_unit_is_started_and_stopped_by_its_gang_alone():
+    unit = vllm_unit()
+    assert "Install" not in unit and unit["Service"]["Restart"] == ["no"]
     assert unit["Unit"]["StartLimitIntervalSec"] == ["0"]
-    assert unit["Install"]["WantedBy"] == ["rackserve-replica-0-ray.service"]
-
-
-def test_vllms_unit_without_ray_starts_at_boot():
-    unit = vllm_unit("")
-    assert "BindsTo" not in unit["Unit"]
-    assert unit["Unit"]["After"] == ["network-online.target"]
-    assert unit["Install"]["WantedBy"] == ["multi-user.target"]
     assert unit["Service"]["User"] == ["rackserve"]
-    assert unit["Service"]["ExecStart"] == ["/env/bin/vllm serve --config /etc/x.yaml"]
+    assert unit["Service"]["ExecStart"] == ["/env/bin/vllm serve --config /etc/rackserve/replica-0/vllm.yaml"]
     assert unit["Service"]["EnvironmentFile"] == ["/etc/rackserve/replica-0/vllm.env"]
+    assert unit["Service"]["Environment"] == ['"PATH=/env/bin:/usr/local/bin:/usr/bin:/bin"', '"A=1"']
+
+
+def test_vllms_key_is_in_a_file_of_roots_and_in_no_other():
+    files = vllm_files(template="{{ messages }}")
+    (secret,) = [file for file in files.values() if "the-key" in file.content]
+    assert (secret.path, secret.mode, secret.secret) == ("/etc/rackserve/replica-0/vllm.env", "600", True)
+    assert secret.owner == "root:root" and "the-key" not in repr(files)
+    assert files["/etc/rackserve/replica-0/chat-template.jinja"].content == "{{ messages }}"
 
 
 def test_vllms_unit_waits_longer_than_the_shutdown_that_vllm_is_told():
     told = arguments(LLAMA, replica(), "gpu1", PATH)
-    assert int(vllm_unit("")["Service"]["TimeoutStopSec"][0]) > told["shutdown-timeout"]
+    assert int(vllm_unit()["Service"]["TimeoutStopSec"][0]) > told["shutdown-timeout"]
 
 
 def test_rays_unit_starts_from_an_empty_folder_of_its_own():
     split = replica()
-    unit = rendered(
-        ray.TEMPLATE, replica="replica-0", role="head", folder=ray.folder(split), environment="",
-        path="/env/bin",
-        command=shlex.join(ray.command(split, "gpu1", "/env")),
-    )  # fmt: skip
-    assert unit["Service"]["ExecStartPre"] == ["/bin/rm -rf /var/lib/rackserve/ray-replica-0"]
-    assert shlex.split(unit["Service"]["ExecStart"][0]) == ray.command(split, "gpu1", "/env")
-    assert unit["Install"]["WantedBy"] == ["multi-user.target"]
+    token, unit = ray.files(split, "gpu1", "/env", VARIABLES, "the-token")
+    assert (token.content, token.owner, token.mode) == ("the-token\n", "root:rackserve", "440")
+    assert token.secret and "the-token" not in unit.content
+    read = sections(unit.content)
+    assert read["Service"]["ExecStartPre"] == ["/bin/rm -rf /var/lib/rackserve/ray-replica-0"]
+    assert shlex.split(read["Service"]["ExecStart"][0]) == ray.command(split, "gpu1", "/env")
+    assert "Install" not in read and read["Service"]["Restart"] == ["no"]
 
 
 @pytest.mark.parametrize(

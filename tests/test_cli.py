@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -69,6 +70,9 @@ COMMANDS = {
     ("chat",): ["--inventory", "--max-tokens", "--temperature", "QUESTION"],
     ("stage",): ["--inventory", "--list", "--verify", "--prune", "--revision", "--data", "--dry", "MODEL"],
     ("spread",): ["--inventory", "--dry", "FOLDER", "second run changes nothing"],
+    ("rollout",): ["--inventory", "--data", "--replica", "--dry", "--drain-timeout", "--cut", "--degraded"],
+    ("rollback",): ["--inventory", "--dry", "--drain-timeout", "goes forward again"],
+    ("history",): ["--inventory", "--last", "--json"],
     ("lab",): [
         "up",
         "down",
@@ -218,6 +222,22 @@ def test_dry_changes_nothing_and_succeeds(inventory):
     assert done.returncode == 0, done.stderr
     assert "serve_llama: done in" in done.stderr
     assert "Warning" not in done.stderr, "gevent must patch ssl before anything imports it"
+
+
+def test_a_rollout_shows_what_it_would_do(inventory):
+    file = inventory(model="smollm2-135m-instruct", runtime="cpu", workers=(2,), pipeline_parallel=2)
+    done = rackserve("rollout", "-i", file, "--dry", "--watch", "0")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^replica-0: nothing -> [0-9a-f]{12} \(not done: --dry\)$", done.stdout, re.MULTILINE)
+    done = rackserve("rollout", "-i", file, "--replica", "replica-4")
+    assert refused(done) == "no replica replica-4; there are: replica-0"
+
+
+def test_where_nothing_ran_nothing_is_taken_back(inventory):
+    done = rackserve("rollback", "-i", inventory(model="smollm2-135m-instruct", runtime="cpu"))
+    assert refused(done) == "nothing has run yet: there is nothing to go back to"
+    done = rackserve("history", "-i", inventory())
+    assert (done.returncode, done.stdout) == (0, "nothing has run yet\n")
 
 
 def test_status_of_hosts_that_serve_nothing_says_so(inventory):

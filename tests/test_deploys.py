@@ -61,13 +61,7 @@ Every copy is whole
 Every replica has its weights
 """.splitlines()
 
-RAY = """\
-Ray | Write the Ray token of replica-0
-Ray | Write rackserve-replica-0-ray.service
-Ray | Run rackserve-replica-0-ray.service
-""".splitlines()
-
-SERVE = f"""\
+SERVE = """\
 Check that the host is fit
 Hold the lock
 The lock is held
@@ -75,37 +69,51 @@ Look for the weights
 Every replica has its weights
 Make the cluster's secret
 Health | Install probe.py
-Stop vLLM that is not planned
-No unplanned vLLM runs
-Stop what else is not planned
-Remove replicas that are not planned
-Only planned replicas are left
-{chr(10).join(RAY)}
-Ray's heads run
-{chr(10).join(RAY)}
-Ray's workers run
-vLLM | Write the API key of replica-0
+Health | Install question.py
+Gang | Install what supervises replicas
+Releases | Install release.py
 vLLM | Keep the API key from Ray's workers
-vLLM | Write /etc/rackserve/replica-0/vllm.yaml
-vLLM | Write rackserve-replica-0-vllm.service
-vLLM | Run rackserve-replica-0-vllm.service
-vLLM runs
+Keep the release of replica-0
+Say in the history what begins
+Every release is on its nodes
+Stop what is not planned
+Remove what is not planned
+Only planned replicas are left
+Stop replica-0
+replica-0 has ended its work
+Stop replica-0 here, too
+replica-0 is stopped
+Put replica-0 in place
+replica-0 is in place
+Start replica-0
+replica-0 starts
 Wait until replica-0 generates
+Compare what replica-0 answers
+Keep what replica-0 answers
+replica-0 was tried
+replica-0 does well
+replica-0 runs
 Every replica generates
+Say in the history that it is done
 """.splitlines()
 
 TEARDOWN = """\
 Check that the host is fit
 Hold the lock
 The lock is held
-Stop vLLM
-No vLLM runs
-Stop Ray and the gateway
+Stop the gateway
+Stop every replica
+No replica runs
+Remove their units
 Remove the replicas' configuration
 vLLM | Remove the list of uncarried variables
 Health | Remove /opt/rackserve/libexec/probe.py
-Health | Remove /opt/rackserve/libexec/agent.py
-Gateway | Remove gateway.py
+Health | Remove /opt/rackserve/libexec/question.py
+Gang | Remove what supervises replicas
+Releases | Remove release.py
+Releases | Remove what is put by
+Gateway | Remove /opt/rackserve/libexec/gateway.py
+Gateway | Remove /opt/rackserve/libexec/watch.py
 Nothing is served
 """.splitlines()
 
@@ -204,22 +212,25 @@ def test_operations_of_several_replicas_are_matched_one_to_one(plan_of):
 
 def test_replicas_that_share_a_node_are_all_started_there(plan_of):
     plan = plan_of("serve", tensor_parallel=1, replicas=5, gpus=2)
-    second = [op for op in plan if any("Run rackserve-replica-3-vllm" in name for name in op["names"])]
+    second = [op for op in plan if any("Start replica-3" in name for name in op["names"])]
     assert [op["hosts_with_change"] for op in second] == [["@fake/gpu1", "@fake/gpu2"]]
 
 
-def test_a_gateway_comes_after_every_replica_says_how_it_is(plan_of):
+def test_a_gateway_lets_in_what_was_tried(plan_of):
     plan = plan_of("serve", tensor_parallel=1, replicas=3, gateway="@fake/gpu2")
-    generates, says = places(plan, "Every replica generates"), places(plan, "Every replica says how it is")
-    agents = [place for place, op in enumerate(plan)
-              if any("replica-0-health" in name for name in op["names"])]  # fmt: skip
-    assert generates[0] < min(agents) and max(agents) < says[0]
-    assert [(name_of(op, "serve"), op["hosts_with_change"]) for op in plan[says[0] + 1 :]] == [
-        ("Gateway | Install gateway.py", ["@fake/gpu2"]),
-        ("Gateway | Write rackserve-gateway-haproxy.service", ["@fake/gpu2"]),
-        ("Gateway | Load haproxy.cfg", ["@fake/gpu2"]),
-        ("Gateway | Run rackserve-gateway-haproxy.service", ["@fake/gpu2"]),
+    title = "replica-0, replica-1, replica-2"
+    (tried,), (let_in, last) = places(plan, f"{title} was tried"), places(plan, f"{title} is in the gateway")
+    between = plan[tried + 1 : let_in]
+    assert [name_of(op, "serve") for op in between] == [
+        "Gateway | Install /opt/rackserve/libexec/gateway.py",
+        "Gateway | Install /opt/rackserve/libexec/watch.py",
+        "Gateway | Write rackserve-gateway-haproxy.service",
+        "Gateway | Load haproxy.cfg",
+        "Gateway | Run rackserve-gateway-haproxy.service",
+        *(f"Let replica-{n} into the gateway" for n in range(3)),
     ]
+    assert {name for op in between for name in op["hosts_with_conditional_change"]} <= {"@fake/gpu2"}
+    assert let_in < last
 
 
 def test_a_gateway_that_cannot_be_is_refused(dry):
@@ -246,30 +257,26 @@ def places(plan, name):
     return [place for place, operation in enumerate(plan) if name_of(operation, "serve") == name]
 
 
-def test_rays_head_is_up_before_its_workers_and_they_before_vllm(plan_of):
+def test_a_release_is_on_all_its_nodes_before_one_is_touched_and_in_place_on_all_before_one_starts(plan_of):
     plan = plan_of("serve_llama")
-    (heads_run,), (workers_run,) = places(plan, "Ray's heads run"), places(plan, "Ray's workers run")
-    for name in RAY:
-        head, worker = places(plan, name)
-        assert head < heads_run < worker < workers_run
-        assert (plan[head]["hosts_with_change"], plan[worker]["hosts_with_change"]) == (HEAD, WORKERS)
-    (vllm,) = places(plan, "vLLM | Run rackserve-replica-0-vllm.service")
-    assert workers_run < vllm and plan[vllm]["hosts_with_change"] == HEAD
+    order = ["Keep the release of replica-0", "Every release is on its nodes", "Put replica-0 in place",
+             "replica-0 is in place", "Start replica-0", "replica-0 starts"]  # fmt: skip
+    found = [places(plan, name) for name in order]
+    assert [len(one) for one in found] == [1] * 6 and found == sorted(found)
+    for name in order[::2]:
+        (place,) = places(plan, name)
+        assert plan[place]["hosts_with_change"] == HEAD + WORKERS
+    (generates,) = places(plan, "Wait until replica-0 generates")
+    assert found[-1][0] < generates
 
 
 def test_the_nodes_of_a_plan_that_has_none_of_it_are_left_alone(plan_of):
     plan = plan_of("serve_llama", tensor_parallel=1, pipeline_parallel=2)
-    _, worker = places(plan, RAY[-1])
-    assert plan[worker]["hosts_with_change"] == ["@fake/gpu2"]
+    for name in ("Keep the release of replica-0", "Put replica-0 in place", "Start replica-0"):
+        (place,) = places(plan, name)
+        assert plan[place]["hosts_with_change"] == ["@fake/gpu1", "@fake/gpu2"]
     staged = [op for op in plan if "| Stage " in op["name"]]
     assert [op["hosts_with_change"] for op in staged] == [["@fake/gpu1", "@fake/gpu2"]]
-
-
-def test_with_mp_there_is_no_ray_and_vllm_is_on_every_node(plan_of):
-    plan = plan_of("serve_llama", executor="mp")
-    assert not [op for op in plan if "Write rackserve-replica-0-ray" in op["name"]]
-    (vllm,) = places(plan, "vLLM | Run rackserve-replica-0-vllm.service")
-    assert plan[vllm]["hosts_with_change"] == HEAD + WORKERS
 
 
 def test_a_folder_of_the_users_is_checked_and_nothing_is_fetched(plan_of):
@@ -286,7 +293,12 @@ def test_the_first_thing_that_changes_comes_after_the_lock(plan_of):
 
 
 def test_waiting_and_barriers_are_no_changes(plan_of):
-    for name in ("Ray's heads run", "vLLM runs", "Wait until replica-0 generates", "Every replica generates"):
+    for name in (
+        "replica-0 is stopped",
+        "replica-0 does well",
+        "Wait until replica-0 generates",
+        "Every replica generates",
+    ):
         (place,) = places(plan_of("serve"), name)
         assert plan_of("serve")[place]["hosts_with_change"] == []
 

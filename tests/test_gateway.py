@@ -16,7 +16,7 @@ import requests
 from gang import TIMES
 
 from roles import gateway
-from roles.gateway import Server, drain, ready, render
+from roles.gateway import Server, admin, drain, drained, enough, operations, ready, render, watch, watched
 from roles.gateway.operations import CONFIG, Configuration, Loaded, Servers, configured
 from roles.units.facts import timestamp
 from tests.lab.shell import wait_until
@@ -229,6 +229,88 @@ def test_without_a_replica_it_is_503_and_says_when_to_come_back(real):
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
     assert answer.json()["error"]["code"] == 503
     assert requests.get(f"http://127.0.0.1:{real.port}/health", timeout=5).status_code == 503
+
+
+METRICS = (
+    'vllm:time_to_first_token_seconds_sum{engine="0"} 3.0\n'
+    'vllm:time_to_first_token_seconds_count{engine="0"} 6.0\n'
+)
+
+
+def test_what_replicas_do_for_a_while_is_counted_by_haproxy_and_by_vllm(real, monkeypatch):
+    monkeypatch.setattr(admin, "RUN", str(real.run))
+    monkeypatch.setitem(sys.modules, "gateway", admin)
+    saying = Replica(METRICS)  # whatever it is asked
+    where = {name: f"127.0.0.1:{saying.server_address[1]}" for name in ("replica-0", "replica-1")}
+    before = watch.look(where)
+    assert before["replica-0"]["first"] == (3.0, 6.0) and before["replica-0"]["next"] == (0, 0)
+    for _ in range(4):
+        real.get("/v1/x", **{"X-Session-ID": "a"})
+    after = watch.look(where)
+    counted = {name: watch.between(before[name], after[name]) for name in where}
+    assert sorted(one["requests"] for one in counted.values()) == [0, 4]
+    assert [one["errors"] for one in counted.values()] == [0, 0]
+    gone = {"replica-0": "127.0.0.1:9"}
+    assert watch.look(gone)["replica-0"]["first"] == (0, 0)
+
+
+def answering(monkeypatch, *servers):
+    """What the gateway says of its replicas, one after the other; and what else it is told."""
+    told, said = [], list(servers)
+
+    def run(_host, *words, **_):
+        told.append(words)
+        return True, json.dumps(said.pop(0) if len(said) > 1 else said[0]), ""
+
+    monkeypatch.setattr(operations.remote, "run", run)
+    monkeypatch.setattr(operations.remote, "arguments", lambda _: {})
+    monkeypatch.setattr(operations.remote, "failure", lambda _, problem: problem)
+    monkeypatch.setattr(operations, "INTERVAL", 0.01)
+    monkeypatch.setattr(operations, "GRACE", 0.1)
+    return told
+
+
+def one(name, sessions=0, status="UP"):
+    return {"name": name, "sessions": sessions, "status": status}
+
+
+def test_answers_that_do_not_end_in_time_are_not_cut_but_the_replica_goes_on(on_host, monkeypatch):
+    told = answering(monkeypatch, [one("replica-0", 2)])
+    (problem,) = on_host({}, executing=True).yielded(drained, replica="replica-0", timeout=0.05)
+    assert problem.startswith("replica-0 still answers 2 requests after 0 s, and goes on as it was; --data")
+    assert told[-1][2:] == ("ready", "replica-0")
+    assert on_host({}, executing=True).yielded(drained, replica="replica-0", timeout=0.05, cut=True) == []
+
+
+def test_a_replica_has_drained_when_its_last_answer_has_ended(on_host, monkeypatch):
+    told = answering(monkeypatch, *([one("replica-0", left), one("replica-1", 9)] for left in (2, 1, 0)))
+    assert on_host({}, executing=True).yielded(drained, replica="replica-0", timeout=5) == []
+    assert len(told) == 3
+
+
+def test_nobody_is_taken_out_while_another_is_down_unless_told(on_host, monkeypatch):
+    answering(monkeypatch, [one("replica-0"), one("replica-1", status="DOWN (agent)")])
+    asked = {"besides": ["replica-0"], "others": ["replica-1", "replica-2"]}
+    (problem,) = on_host({}, executing=True).yielded(enough, **asked)
+    assert problem.startswith("replica-1 is DOWN (agent): replica-0 cannot be spared; mend it")
+    assert on_host({}, executing=True).yielded(enough, **asked, anyway=True) == []
+    assert on_host({}).yielded(enough, **asked) == []
+
+
+def test_one_that_has_just_come_back_is_waited_for(on_host, monkeypatch):
+    answering(monkeypatch, [one("replica-1", status="UP 1/3 ".replace("UP", "DOWN"))], [one("replica-1")])
+    assert on_host({}, executing=True).yielded(enough, besides=["replica-0"], others=["replica-1"]) == []
+
+
+def test_who_does_worse_than_the_others_is_named(on_host, monkeypatch):
+    well = {"requests": 100, "errors": 0, "first": 0.1, "next": 0.01}
+    answering(monkeypatch, {"replica-0": {**well, "errors": 50}, "replica-1": well})
+    problems = {}
+    on_host({}, executing=True).yielded(
+        watched, replicas=["replica-0"], where={"replica-0": "a:1", "replica-1": "b:2"}, seconds=1,
+        otherwise=problems.__setitem__,
+    )  # fmt: skip
+    assert problems == {"replica-0": "50 of 100 requests failed, of the others 0 of 100"}
 
 
 def test_a_replica_that_is_not_there_is_named(real):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from typing import Any
@@ -13,29 +12,11 @@ import requests
 from tests.lab.node import Node
 from tests.lab.shell import wait_until
 from tests.lab.testing import Outcome, api_key, belongings, greedy, pyinfra, rackserve
+from tests.lab.two import PORT, TWO, gateway, states
 
 pytestmark = pytest.mark.lab
 
-PORT = 8080
-INVENTORY = """
-import importlib
-_own = vars(importlib.import_module("inventories.group_data.lab"))
-_data = {key: value for key, value in _own.items() if not key.startswith("_")}
-_name, _node = importlib.import_module("inventories.lab").head[0]
-head, workers = [(_name, {**_data, **_node, "_sudo": True, "gpus": 2})], []
-"""
-TWO = {
-    "model": "tiny-llama", "replicas": 2, "tensor_parallel": 1, "pipeline_parallel": 1, "gateway": True,
-}  # fmt: skip
-
 seen: dict[str, Any] = {}
-
-
-@pytest.fixture(scope="module")
-def inventory(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("inventory") / "one.py"
-    path.write_text(INVENTORY)
-    return str(path)
 
 
 def test_two_replicas_on_a_node_answer_alike_also_through_the_gateway(
@@ -120,14 +101,6 @@ def test_teardown_leaves_the_node_as_it_was_before_serve(lab: list[Node], invent
 
 def serve(inventory: str) -> Outcome:
     return pyinfra("serve", inventory=inventory, **TWO)
-
-
-def gateway(node: Node, words: str) -> str:
-    return node.sudo(f"python3 /opt/rackserve/libexec/gateway.py {words}")
-
-
-def states(node: Node) -> list[dict[str, Any]]:
-    return json.loads(gateway(node, "servers"))
 
 
 def sessions(node: Node) -> dict[str, int]:

@@ -79,7 +79,10 @@ WEIGHTS = [str(path) for path in sources("roles/weights/node")]
     [
         "roles/lock/lock.py",
         "roles/health/probe.py",
+        "roles/health/question.py",
         "roles/gateway/admin.py",
+        "roles/gateway/watch.py",
+        "roles/releases/release.py",
         "roles/replicas/look.py",
         *WEIGHTS,
         *map(str, sources("roles/doctor/node")),

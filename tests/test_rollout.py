@@ -139,6 +139,16 @@ def test_a_rollback_takes_back_the_last_run_and_one_that_broke_off_is_finished()
         before([])
 
 
+def test_a_rollback_takes_back_also_what_broke_off_before_the_last_run():
+    runs = [
+        run("serve", "done", r=("", "a"), s=("", "a")),
+        run("serve", "begun", r=("a", "b"), s=("a", "b")),
+        run("serve", "begun", s=("b", "c")),
+        run("serve", "done", s=("c", "b")),
+    ]
+    assert before(runs) == {"r": "a", "s": "a"}
+
+
 def test_back_to_what_is_kept_and_to_nothing_where_there_was_nothing():
     old, new, added = release(0, "old"), release(0), release(1, hosts=("b",))
     seen = {

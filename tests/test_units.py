@@ -157,21 +157,20 @@ def test_a_unit_only_to_be_enabled_is_not_restarted(on_host):
     assert commands == ["systemctl reenable --quiet a.service"]
 
 
-def test_units_that_are_not_kept_are_stopped_and_removed(on_host):
-    host = on_host(
-        {InstalledUnits: lambda pattern: {"r-*": ["r-0.service", "r-1.service", "r-2.service"]}[pattern]}
-    )
-    assert host.commands(units.only, pattern="r-*", keep=["r-1.service"]) == [
-        "systemctl disable --quiet --now r-0.service r-2.service",
-        "rm -f /etc/systemd/system/r-0.service /etc/systemd/system/r-2.service",
+def test_units_of_replicas_that_are_not_kept_are_stopped_and_removed(on_host):
+    names = [f"rackserve-replica-{n}-vllm.service" for n in (0, 1, 10)]
+    host = on_host({InstalledUnits: lambda pattern: {"r-*": names}[pattern]})
+    assert host.commands(units.only, pattern="r-*", keep=["replica-1"]) == [
+        f"systemctl disable --quiet --now {names[0]} {names[2]}",
+        f"rm -f /etc/systemd/system/{names[0]} /etc/systemd/system/{names[2]}",
         "systemctl daemon-reload",
-        "systemctl reset-failed r-0.service r-2.service 2>/dev/null || true",
+        f"systemctl reset-failed {names[0]} {names[2]} 2>/dev/null || true",
     ]
 
 
-def test_units_that_are_all_kept_are_left_alone(on_host):
-    host = on_host({InstalledUnits: ["r-0.service"]})
-    assert host.commands(units.only, pattern="r-*", keep=["r-0.service", "r-1.service"]) == []
+def test_units_of_replicas_that_are_all_kept_are_left_alone(on_host):
+    host = on_host({InstalledUnits: ["rackserve-replica-0-ray.service"]})
+    assert host.commands(units.only, pattern="r-*", keep=["replica-0", "replica-1"]) == []
     assert host.noop_description == "no unit r-* to remove"
 
 

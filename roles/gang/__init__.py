@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from pyinfra.api import deploy
 
 from models.errors import InventoryError
@@ -54,8 +53,8 @@ def unit(replica: Replica) -> str:
     return service.unit(replica.name, "gang")
 
 
-def state(replica: Replica) -> str:
-    """Where the head writes how the replica is."""
+def state(replica: str) -> str:
+    """Where the head writes how the replica of that name is."""
     return f"/run/{_run(replica)}/state.json"
 
 
@@ -86,7 +85,7 @@ def files(
         "token": token,
         "units": [{"unit": part.unit, "awaits": part.awaits} for part in parts[host_name]],
         "user": service.USER,
-        "folder": f"/run/{_run(replica)}",
+        "folder": f"/run/{_run(replica.name)}",
         "times": {"hang": hang},
     }
     if host_name == replica.head.name:
@@ -100,11 +99,10 @@ def files(
 
 
 def _unit_file(replica: Replica, config: str) -> str:
-    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
-    return environment.from_string(TEMPLATE.read_text()).render(
-        replica=replica, program=f"{PROGRAMS}/gang.py", config=config, run=_run(replica)
+    return service.rendered(
+        TEMPLATE, replica=replica, program=f"{PROGRAMS}/gang.py", config=config, run=_run(replica.name)
     )
 
 
-def _run(replica: Replica) -> str:
-    return f"rackserve/{replica.name}"
+def _run(replica: str) -> str:
+    return f"rackserve/{replica}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from pyinfra.operations import files
 
 from roles import remote
 
-SCRIPT = Path(__file__).with_name("probe.py")
+from .answer import QUESTION
+from .answer import answered as answered
+
 INSTALLED = "/opt/rackserve/libexec/probe.py"
+SCRIPTS = {INSTALLED: Path(__file__).with_name("probe.py"), QUESTION: Path(__file__).with_name("question.py")}
 
 INTERVAL = 1.0  # seconds between two questions
 PATIENCE = 10  # seconds that one of them waits on the node for a server that listens
@@ -28,43 +32,48 @@ Seen = dict[str, Any]
 
 @deploy("Health")
 def tool() -> None:
-    """The script that runs on the node."""
-    files.put(name="Install probe.py", src=str(SCRIPT), dest=INSTALLED, mode="644")
+    """The scripts that run on the node."""
+    for dest, script in host.loop(SCRIPTS.items()):
+        files.put(name=f"Install {script.name}", src=str(script), dest=dest, mode="644")
 
 
 @deploy("Health")
 def no_tool() -> None:
-    """The node without that script."""
-    files.file(name=f"Remove {INSTALLED}", path=INSTALLED, present=False)
+    """The node without them."""
+    for path in host.loop(SCRIPTS):
+        files.file(name=f"Remove {path}", path=path, present=False)
 
 
 @operation()
 def generating(
-    python: str, url: str, secrets: str, units: Sequence[str], state: str, timeout: float
-) -> Iterator[StringCommand]:
+    python: str, url: str, secrets: str, units: Sequence[str], state: str, timeout: float,
+    otherwise: Callable[[str], None] | None = None,
+) -> Iterator[StringCommand]:  # fmt: skip
     """Wait until the server behind `url` generates a token; changes nothing.
 
     + secrets: the environment file with its VLLM_API_KEY
     + units: the systemd units behind it on this host; + state: where its gang says how it is
     + timeout: seconds; after them, or when it falls again and again, the host fails with what
       the units' journals say
+    + otherwise: gets that, instead of the host failing, as soon as it falls once
     """
-    problem = (
-        _wait(lambda: _probe(python, url, secrets, state, units), timeout) if running.is_executing else None
-    )
-    if problem:
+    probe, tries = partial(_probe, python, url, secrets, state, units), 1 if otherwise else TRIES
+    problem = _wait(probe, timeout, tries) if running.is_executing else None
+    if problem and otherwise is None:
         yield remote.failure(host, problem)
         return
+    if problem and otherwise:
+        otherwise(problem)
     host.noop(f"{url} generates")
 
 
-def _wait(probe: Callable[[], Seen], timeout: float) -> str | None:
+def _wait(probe: Callable[[], Seen], timeout: float, tries: int = TRIES) -> str | None:
     """Ask until there is a token; says what is going on whenever that changes."""
     started, said, worst = time.monotonic(), "", ""
     seen = first = probe()
     while not seen["generates"]:
         waited = time.monotonic() - started
-        if waited > timeout or seen["falls"] - first["falls"] >= TRIES:
+        if waited > timeout or seen["falls"] - first["falls"] >= tries:
             return f"no token after {waited:.0f} s: {worst or seen['reason']}; see `rackserve logs`"
         if seen["reason"] != said:
             said = seen["reason"]

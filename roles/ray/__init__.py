@@ -10,13 +10,9 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from pyinfra.api import deploy
-from pyinfra.operations import files
-
 from models.plan import Replica
-from roles import files as secret_files
 from roles import service
-from roles import units as systemd
+from roles.files import File
 
 TEMPLATE = Path(__file__).with_name("ray.service.j2")
 
@@ -53,26 +49,27 @@ def authentication(replica: Replica) -> dict[str, str]:
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": _token_path(replica)}
 
 
-@deploy("Ray")
-def node(replica: Replica, host_name: str, environment: str, network: Mapping[str, str], token: str) -> None:
-    """This host's Ray of a replica: its head on the replica's first host, else a worker."""
-    secret = secret_files.secret(
-        name=f"Write the Ray token of {replica.name}",
-        path=_token_path(replica), content=token + "\n",
-        owner=f"root:{service.USER}", mode="440",
-    )  # fmt: skip
-    written = files.template(
-        name=f"Write {unit(replica)}",
-        src=str(TEMPLATE), dest=systemd.path(unit(replica)), mode="644",
-        replica=replica.name, role="head" if host_name == replica.head.name else "worker",
+def files(
+    replica: Replica, host_name: str, environment: str, variables: Mapping[str, str], token: str
+) -> list[File]:
+    """What a host's Ray of a replica reads: its head's on the replica's first host, else a worker's.
+
+    + environment: the virtual environment; + variables: of the process, none secret
+    """
+    text = service.rendered(
+        TEMPLATE,
+        replica=replica.name,
+        role="head" if host_name == replica.head.name else "worker",
         command=shlex.join(command(replica, host_name, environment)),
-        environment=service.environment_lines({**network, **authentication(replica)}),
-        service=service, folder=folder(replica), path=service.path(environment),
-    )  # fmt: skip
-    systemd.running(
-        name=f"Run {unit(replica)}",
-        unit=unit(replica), reads=[_token_path(replica)], changed=[secret, written],
-    )  # fmt: skip
+        environment=service.environment_lines({**variables, **authentication(replica)}),
+        service=service,
+        folder=folder(replica),
+        path=service.path(environment),
+    )
+    return [
+        File(_token_path(replica), token + "\n", owner=f"root:{service.USER}", mode="440", secret=True),
+        File(service.unit_path(unit(replica)), text),
+    ]
 
 
 def folder(replica: Replica) -> str:

@@ -6,14 +6,11 @@ from pyinfra import host, state
 from pyinfra.api import QuoteString, StringCommand, operation
 from pyinfra.api.operation import OperationMeta
 
+from roles import service
+
 from .facts import InstalledUnits, Unit
 
-FOLDER = "/etc/systemd/system"
-
-
-def path(name: str) -> str:
-    """Where a unit of ours lives."""
-    return f"{FOLDER}/{name}"
+path = service.unit_path
 
 
 @operation()
@@ -46,8 +43,9 @@ def running(
 
 @operation()
 def only(pattern: str, keep: Sequence[str] = ()) -> Iterator[StringCommand]:
-    """Stop and remove every unit whose name matches `pattern` and is not in `keep`."""
-    gone = [name for name in host.get_fact(InstalledUnits, pattern=pattern) if name not in keep]
+    """Stop and remove every unit of ours that matches `pattern`, but for those of the replicas in `keep`."""
+    stays = tuple(f"{service.PREFIX}{replica}-" for replica in keep)
+    gone = [name for name in host.get_fact(InstalledUnits, pattern=pattern) if not name.startswith(stays)]
     if not gone:
         host.noop(f"no unit {pattern} to remove")
         return

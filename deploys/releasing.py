@@ -1,0 +1,162 @@
+"""From the plan to releases: what each replica is to run, and what of that differs from what it runs."""
+
+from __future__ import annotations
+
+from functools import cache
+from threading import RLock
+
+from pyinfra import host
+
+import models
+from models.plan import Replica
+from models.rollout import Found, Release, Rollout, Step, back, before, merged, rollout
+from models.weights import stored_bytes
+from roles import gang, lock, ray, releases, runtime, secret, service, vllm, weights
+from roles.files import File
+
+from .cluster import asked, cluster, gateways, network_of, plan, refusing
+
+_once = RLock()  # hosts are prepared side by side
+
+
+def model_path() -> str:
+    """Where vLLM finds the weights on every host."""
+    own = cluster().hosts[host.name]
+    return own.weights_path or weights.path(plan().model)
+
+
+def found() -> dict[str, Found]:
+    """Every replica as the hosts have it before this run."""
+    with _once:
+        return _found()
+
+
+def change() -> Rollout:
+    """What this run does."""
+    with _once:
+        return _change()
+
+
+def release(replica: Replica) -> Release:
+    """What a replica is to run."""
+    with _once:
+        return _release(replica.name)
+
+
+def files(replica: Replica, name: str) -> list[File]:
+    """All that a host has of a replica."""
+    with _once:
+        return _files(replica.name)[name]
+
+
+def staying() -> list[Step]:
+    """Replicas that this run does not touch."""
+    with _once:
+        return [Step(release, _found()[release.replica]) for release in _change().staying]
+
+
+def undone() -> Rollout:
+    """What takes back what the last run did, or finishes the taking back."""
+    with _once:
+        return _undone()
+
+
+def entry(deploy: str, change: Rollout) -> releases.Entry:
+    """What the history says of this run."""
+    gone = {name: (seen.release.id if seen.release else "", "") for name, seen in change.leaving.items()}
+    changed = {step.name: (step.was.id if step.was else "", step.new.id) for step in change.steps}
+    return releases.Entry(
+        run=lock.ID, who=lock.RUN["who"], deploy=deploy, model=plan().model.name, replicas={**gone, **changed}
+    )
+
+
+@cache
+def _found() -> dict[str, Found]:
+    seen = {name: asked(name).get_fact(releases.Kept) for name in cluster().hosts}
+    return merged(seen)
+
+
+@cache
+def _change() -> Rollout:
+    wanted = [_release(replica.name) for replica in plan().replicas]
+    return refusing(lambda: rollout(wanted, _found(), host.data.get("_replica")))
+
+
+@cache
+def _undone() -> Rollout:
+    runs = asked(cluster().control.name).get_fact(releases.History, last=200)
+    return refusing(lambda: back(_found(), before(runs)))
+
+
+@cache
+def _release(name: str) -> Release:
+    replica = _replica(name)
+    return Release(
+        replica=name,
+        id=releases.identified(_files(name)),
+        hosts=replica.hosts,
+        address=replica.head.address,
+        port=replica.ports.api,
+        health_port=replica.ports.health,
+        requests=vllm.requests(replica),
+        devices=tuple(replica.devices),
+        model=model_path(),
+        parts=tuple(part.unit for part in _parts(replica)[replica.head.name]),
+    )
+
+
+@cache
+def _files(name: str) -> dict[str, list[File]]:
+    replica = _replica(name)
+    return {node.name: _on(replica, node.name) for node in replica.nodes}
+
+
+def _on(replica: Replica, name: str) -> list[File]:
+    own, model = cluster().hosts[name], plan().model
+    environment = runtime.path(own.runtime, own.plugins)
+    seed = secret.value(cluster().control)
+    variables = {**network_of(name), **service.devices(replica)}
+    made = []
+    if ray.units(replica):
+        made += ray.files(replica, name, environment, variables, secret.derive(seed, f"ray {replica.name}"))
+    if vllm.units(replica, name):
+        template = models.template(model)
+        made += vllm.files(
+            replica,
+            arguments={
+                **_load_strategy(replica),
+                **vllm.arguments(
+                    model, replica, name, model_path(), vllm.template_path(replica) if template else None
+                ),
+            },
+            environment=environment,
+            variables={**variables, **ray.driver(replica), **vllm.variables(model, service.CACHE)},
+            api_key=own.api_key or secret.derive(seed, "api key"),
+            template=template,
+        )
+    made += gang.files(
+        replica, name, parts=_parts(replica), token=secret.derive(seed, f"gang {replica.name}"),
+        secrets=vllm.secrets_path(replica), gateway=bool(gateways()), hang=own.hang_timeout,
+    )  # fmt: skip
+    return made
+
+
+def _parts(replica: Replica) -> dict[str, list[gang.Part]]:
+    """Each host's units of a replica, in the order in which they start."""
+    gcs = (replica.head.address, replica.ports.ray) if ray.units(replica) else None
+    return {
+        node.name: [
+            *(gang.Part(unit, None if node == replica.head else gcs) for unit in ray.units(replica)),
+            *(gang.Part(unit, gcs) for unit in vllm.units(replica, node.name)),
+        ]
+        for node in replica.nodes
+    }
+
+
+def _load_strategy(replica: Replica) -> dict[str, str]:
+    size = stored_bytes(plan().model.architecture)
+    return weights.load_strategy(weights.disks(replica.hosts, model_path()), size)
+
+
+def _replica(name: str) -> Replica:
+    return next(replica for replica in plan().replicas if replica.name == name)

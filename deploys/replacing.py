@@ -1,0 +1,233 @@
+"""Replicas get their releases: out of the gateway, drained, put in place, tried, let in; or put back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+from pyinfra import host
+
+from models.rollout import Batch, Found, Release, Rollout, Step
+from roles import gang, gateway, health, releases, runtime, service
+from roles.barrier import barrier
+
+from .cluster import gateways, here, on_control
+
+PYTHON = f"{runtime.TOOLS}/bin/python"
+
+#: What went wrong with replicas in this run, and what they answered, by name.
+problems: dict[str, str] = {}
+answers: dict[str, str] = {}
+
+
+def retire(leaving: Mapping[str, Found]) -> None:
+    """Replicas that are no longer planned, drained and gone."""
+    take_out(list(leaving))
+    stop({name: found.hosts for name, found in leaving.items()})
+    for name in host.loop([name for name, found in leaving.items() if host.name in found.hosts]):
+        releases.put(name=f"Remove {name}", replica=name, id=None)
+    barrier(name="Only planned replicas are left")
+
+
+def replace(rollout: Rollout, place: int, entry: releases.Entry) -> None:
+    """One batch of a rollout. A replica that does not do well goes back to what it ran, and the run ends."""
+    batch, own = rollout.batches[place], here()
+    others = [release for release in rollout.serving(place) if release.replica not in batch.names]
+    if not batch.fresh:
+        if at_gateway():
+            gateway.enough(
+                name=f"Look whether {batch.title} can be spared",
+                besides=batch.names, others=[other.replica for other in others], anyway=own.degraded,
+            )  # fmt: skip
+        barrier(name=f"{batch.title} can be spared")
+        take_out(batch.names)
+    stop({step.name: step.hosts for step in batch.steps})
+    swap(batch.steps, lambda step: step.new)
+    prove(batch.steps)
+    if gateways():
+        with when(partial(well, batch)):
+            let_in(rollout.serving(place + 1), batch.names)
+            if not batch.fresh:
+                watch(rollout, place)
+    if any(step.back for step in batch.steps):
+        with when(partial(ill, batch)):
+            undo(rollout, place)
+    if on_control():
+        releases.judged(name=f"{batch.title} does well", entry=entry, problem=partial(said, batch))
+    barrier(name=f"{batch.title} runs")
+
+
+def undo(rollout: Rollout, place: int) -> None:
+    """A batch as it was before; what was never proven stays down."""
+    batch = rollout.batches[place]
+    back = [step for step in batch.steps if step.back]
+    take_out(batch.names)
+    stop({step.name: step.hosts for step in back})
+    swap(back, lambda step: step.back.release if step.back else None)
+    for step in host.loop(back):
+        if step.back and host.name == step.back.release.head:
+            generate(step.back.release, otherwise=partial(still, step.name))
+    barrier(name=f"{batch.title} runs what it ran before")
+    if gateways():
+        let_in(rollout.serving(place), [step.name for step in back])
+
+
+def take_out(names: Sequence[str]) -> None:
+    """No gateway sends them anything more, and what they were sent has been answered."""
+    own = here()
+    for name in host.loop(names if at_gateway() else ()):
+        gateway.drain(name=f"Take {name} out of the gateway", replica=name)
+        gateway.drained(
+            name=f"Wait until {name} has answered", replica=name, timeout=own.drain_timeout, cut=own.cut
+        )
+    barrier(name=f"{', '.join(names)} answers nobody")
+
+
+def let_in(serving: Sequence[Release], names: Sequence[str]) -> None:
+    """The gateways know where replicas are, and send these what comes."""
+    if at_gateway():
+        gateway.serving(servers=[server(release) for release in serving], port=here().gateway_port)
+    for name in host.loop(names if at_gateway() else ()):
+        gateway.ready(name=f"Let {name} into the gateway", replica=name)
+    barrier(name=f"{', '.join(names)} is in the gateway")
+
+
+def stop(hosts: Mapping[str, Sequence[str]]) -> None:
+    """Replicas are stopped: on their first host, which tells the others, before these."""
+    title = ", ".join(hosts)
+    for name in host.loop([name for name, members in hosts.items() if members[:1] == (host.name,)]):
+        gang.stopped(name=f"Stop {name}", replica=name)
+    barrier(name=f"{title} has ended its work")
+    for name in host.loop([name for name, members in hosts.items() if host.name in members[1:]]):
+        gang.stopped(name=f"Stop {name} here, too", replica=name)
+    barrier(name=f"{title} is stopped")
+
+
+def swap(steps: Sequence[Step], to: Callable[[Step], Release | None]) -> None:
+    """Releases in place and started on the hosts that they have, nothing on those that they have left."""
+    title = ", ".join(step.name for step in steps)
+    for step in host.loop([step for step in steps if host.name in step.hosts]):
+        release = to(step)
+        id = release.id if release and host.name in release.hosts else None
+        releases.put(name=f"Put {step.name} in place", replica=step.name, id=id)
+    barrier(name=f"{title} is in place")
+    for step in host.loop([step for step in steps if (its := to(step)) and host.name in its.hosts]):
+        gang.started(name=f"Start {step.name}", replica=step.name)
+    barrier(name=f"{title} starts")
+
+
+def prove(steps: Sequence[Step]) -> None:
+    """Each generates and answers as it did: what one can go back to. Without that to go back to, the run
+    ends here if not."""
+    for step in host.loop([step for step in steps if host.name == step.new.head]):
+        otherwise = partial(failed, step.name) if step.back else None
+        generate(step.new, otherwise)
+        with when(partial(is_well, step.name)):
+            answered(step, otherwise)
+        with when(partial(is_well, step.name)):
+            keep_answer(step)
+    barrier(name=f"{', '.join(step.name for step in steps)} was tried")
+
+
+def confirm(staying: Sequence[Step]) -> None:
+    """Replicas that are left as they are generate, or the run ends; what each answers is kept."""
+    for step in host.loop([step for step in staying if host.name == step.new.head]):
+        generate(step.new, otherwise=None)
+        if step.old and not step.old.proof(step.new.id):
+            answered(step, None)
+            keep_answer(step)
+    barrier(name="Every replica generates")
+
+
+def generate(release: Release, otherwise: Callable[[str], None] | None) -> None:
+    """Wait until a replica, whose first host this is, generates."""
+    health.generating(
+        name=f"Wait until {release.replica} generates",
+        python=PYTHON, url=url(release), secrets=secrets(release), units=list(release.parts),
+        state=gang.state(release.replica), timeout=here().ready_timeout, otherwise=otherwise,
+    )  # fmt: skip
+
+
+def answered(step: Step, otherwise: Callable[[str], None] | None) -> None:
+    """It answers a question, and as it did before."""
+    health.answered(
+        name=f"Compare what {step.name} answers",
+        python=PYTHON, url=url(step.new), secrets=secrets(step.new),
+        expected=step.expected if here().answers == "same" else None,
+        heard=partial(answers.__setitem__, step.name), otherwise=otherwise,
+    )  # fmt: skip
+
+
+def keep_answer(step: Step) -> None:
+    """It can be gone back to."""
+    releases.proven(
+        name=f"Keep what {step.name} answers",
+        release=step.new, answer=partial(answers.__getitem__, step.name),
+    )  # fmt: skip
+
+
+def watch(rollout: Rollout, place: int) -> None:
+    """The batch under load, beside the others; the first for longer, as a canary."""
+    batch, own = rollout.batches[place], here()
+    if at_gateway():
+        first = not any(not earlier.fresh for earlier in rollout.batches[:place])
+        gateway.watched(
+            name=f"Watch {batch.title}",
+            replicas=batch.names, seconds=own.watch if first else own.watch / 3,
+            where={one.replica: f"{one.address}:{one.port}" for one in rollout.serving(place + 1)},
+            otherwise=failed,
+        )  # fmt: skip
+    barrier(name=f"{batch.title} was watched")
+
+
+@contextmanager
+def when(condition: Callable[[], bool]) -> Iterator[None]:
+    """pyinfra's `host.when`, without an empty name in those of the operations."""
+    name = host.current_deploy_name
+    with host.when(condition):
+        host.current_deploy_name = name
+        yield
+
+
+def server(release: Release) -> gateway.Server:
+    return gateway.Server(
+        name=release.replica, address=release.address, port=release.port,
+        health_port=release.health_port, requests=release.requests,
+    )  # fmt: skip
+
+
+def url(release: Release) -> str:
+    return f"http://127.0.0.1:{release.port}"
+
+
+def secrets(release: Release) -> str:
+    return f"{service.folder(release.replica)}/vllm.env"
+
+
+def at_gateway() -> bool:
+    return host.name in gateways()
+
+
+def failed(name: str, problem: str) -> None:
+    problems.setdefault(name, problem)
+
+
+def still(name: str, problem: str) -> None:
+    problems[name] += f"; and what it ran before does not generate either: {problem}"
+
+
+def is_well(name: str) -> bool:
+    return name not in problems
+
+
+def ill(batch: Batch) -> bool:
+    return any(name in problems for name in batch.names)
+
+
+def well(batch: Batch) -> bool:
+    return not ill(batch)
+
+
+def said(batch: Batch) -> str:
+    return "; ".join(f"{name} was put back: {problems[name]}" for name in batch.names if name in problems)

@@ -1,0 +1,28 @@
+"""Every replica that the last run changed runs again what it ran before, replaced as `serve` does.
+
+A rollback that broke off is finished. The inventory is not changed: the next `serve` goes forward again.
+"""
+
+from pyinfra import host
+
+from deploys import releasing, replacing
+from deploys.cluster import begin, gateways, on_control
+from roles import releases
+from roles.barrier import barrier
+
+begin()
+
+change = releasing.undone()
+entry = releasing.entry("rollback", change)
+if on_control() and change:
+    releases.begun(name="Say in the history what begins", entry=entry)
+barrier(name="The release of before is on its nodes")
+
+if change.leaving:
+    replacing.retire(change.leaving)
+for place in host.loop(range(len(change.batches))):
+    replacing.replace(change, place, entry)
+if gateways() and change:
+    replacing.let_in(change.serving(len(change.batches)), change.names)
+if on_control() and change:
+    releases.ended(name="Say in the history that it is done", entry=entry)

@@ -1,0 +1,175 @@
+"""What is served is changed under load, on real nodes; each test goes on where the one before ended."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lab.node import Node
+from tests.lab.shell import wait_until
+from tests.lab.testing import BIN, REPOSITORY, Outcome, api_key, pyinfra, rackserve
+from tests.lab.two import PORT, TWO, states
+from tests.load.driver import Load, summary
+from tests.load.expected import record
+
+pytestmark = pytest.mark.lab
+
+USERS = 8
+SHORT, LONG = (4, 64), (600, 900)
+CALM = {"watch": 3}
+
+
+@pytest.fixture(scope="module")
+def expected(lab: list[Node], inventory: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    for name in ("provision", "stage_weights", "serve"):
+        done = pyinfra(name, inventory=inventory, **TWO)
+        assert done.code == 0, done.said
+    file = tmp_path_factory.mktemp("load") / "expected.json"
+    record(file, f"http://{lab[0].address}:8000", api_key(lab[0]), TWO["model"], LONG[1])
+    return file
+
+
+@contextmanager
+def load(node: Node, expected: Path) -> Iterator[Load]:
+    """While it lasts 8 users ask the gateway; at its end every answer must have been right and whole."""
+    with Load(
+        expected.parent / "load", f"http://{node.address}:{PORT}", api_key(node), model=TWO["model"],
+        expected=expected, users=USERS, limit=400, short=SHORT, long=LONG,
+    ) as load:  # fmt: skip
+        yield load
+    said = summary(load.lines())
+    assert said["requests"] > 50 and said["ok"] == said["requests"], (said, load.lines()[-3:])
+
+
+def arguments(**more: Any) -> dict[str, Any]:
+    return {**TWO, **CALM, "vllm_args": {"max-num-seqs": 64, **more}}
+
+
+def rollout(inventory: str, **data: Any) -> Outcome:
+    return rackserve("rollout", "-i", inventory, **data)
+
+
+def running(node: Node) -> list[str]:
+    """The arguments that tell one release of these tests from another, of each replica."""
+    said = node.sudo('grep -H -E "max-num-seqs|load-format" /etc/rackserve/replica-*/vllm.yaml || true')
+    return sorted(line.split("/")[3] + line.split("vllm.yaml")[1] for line in said.splitlines())
+
+
+def all_well(node: Node) -> bool:
+    return [(one["in"], one["status"]) for one in states(node)] == [(True, "UP")] * 2
+
+
+def test_a_changed_argument_is_rolled_out_without_a_failed_request(
+    lab: list[Node], inventory: str, expected: Path
+) -> None:
+    dry = rackserve("rollout", "--dry", "-i", inventory, **arguments())
+    assert dry.code == 0 and "replica-1: " in dry.said, dry.said
+    assert running(lab[0]) == []
+    with load(lab[0], expected):
+        done = rollout(inventory, **arguments())
+    assert done.code == 0, done.said
+    assert running(lab[0]) == ["replica-0:max-num-seqs: 64", "replica-1:max-num-seqs: 64"]
+    assert all_well(lab[0])
+    again = rollout(inventory, **arguments())
+    assert again.code == 0 and "nothing to change" in again.said, again.said
+    assert pyinfra("serve", inventory=inventory, **arguments()).changed == {}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ({"served-model-name": "", "load-format": "sharded_state"}, "no token after"),
+        ({"load-format": "dummy"}, "it answers "),
+    ],
+    ids=["does not start", "answers wrongly"],
+)
+def test_a_version_that_fails_is_put_back_and_the_others_are_not_touched(
+    lab: list[Node], inventory: str, expected: Path, wrong: dict[str, str], why: str
+) -> None:
+    before = running(lab[0])
+    started = unit_starts(lab[0])
+    with load(lab[0], expected):
+        done = rollout(inventory, **arguments(**wrong))
+    (line,) = [line for line in done.said.splitlines() if line.startswith("rackserve: ")]
+    assert done.code == 1 and "replica-0 was put back: " in line and why in line, done.said
+    assert running(lab[0]) == before and all_well(lab[0])
+    assert unit_starts(lab[0])[1] == started[1]
+    assert "failed: replica-0 was put back" in rackserve("history", "-i", inventory).said
+
+
+def test_a_rollout_whose_controller_is_killed_is_finished_by_the_next_and_two_at_once_are_refused(
+    lab: list[Node], inventory: str, expected: Path
+) -> None:
+    new = arguments(**{"max-num-seqs": 32})
+    with load(lab[0], expected):
+        with begun("rollout", "-i", inventory, **new) as first:
+            wait_until(lambda: not states(lab[0])[0]["in"], 60, "replica-0 to leave the gateway")
+            second = rollout(inventory, **new)
+            assert second.code == 1 and f"(pid {first.pid})" in second.said, second.said
+            wait_until(
+                lambda: "replica-0:max-num-seqs: 32" in running(lab[0]), 60, "replica-0 to be replaced"
+            )
+            first.kill()
+        assert "did not end" in rackserve("history", "-i", inventory).said
+        done = rollout(inventory, **new)
+    assert done.code == 0, done.said
+    assert running(lab[0]) == ["replica-0:max-num-seqs: 32", "replica-1:max-num-seqs: 32"]
+    assert all_well(lab[0])
+
+
+def test_a_rollback_brings_back_what_ran_before(lab: list[Node], inventory: str, expected: Path) -> None:
+    done = rackserve("rollback", "-i", inventory)
+    assert done.code == 0, done.said
+    assert running(lab[0]) == ["replica-0:max-num-seqs: 64", "replica-1:max-num-seqs: 64"]
+    assert all_well(lab[0])
+
+
+def test_what_cannot_be_is_refused_and_changes_nothing(
+    lab: list[Node], inventory: str, expected: Path
+) -> None:
+    new, before = arguments(**{"max-num-seqs": 16}), running(lab[0])
+    absent = rackserve("rollout", "--replica", "replica-7", "-i", inventory, **new)
+    assert absent.code == 2 and "no replica replica-7; there are: replica-0, replica-1" in absent.said
+    lab[0].sudo("systemctl stop rackserve-replica-1-gang")
+    try:
+        degraded = rackserve("rollout", "--replica", "replica-0", "-i", inventory, **new)
+    finally:
+        lab[0].sudo("systemctl start rackserve-replica-1-gang")
+    assert degraded.code == 1 and "replica-0 cannot be spared" in degraded.said, degraded.said
+    wait_until(lambda: all_well(lab[0]), 120, "replica-1 to be back")
+    with load(lab[0], expected) as running_load:
+        wait_until(lambda: running_load.in_flight == USERS, 30, "answers to run")
+        short = rackserve("rollout", "--drain-timeout", "0", "-i", inventory, **new)
+    assert short.code == 1 and "replica-0 still answers" in short.said, short.said
+    assert running(lab[0]) == before and all_well(lab[0])
+
+
+@contextmanager
+def begun(*words: str, **data: Any) -> Iterator[subprocess.Popen]:
+    settings = [word for key, value in data.items() for word in ("--data", f"{key}={_said(value)}")]
+    with subprocess.Popen(
+        [BIN / "rackserve", *words, *settings], cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    ) as run:  # fmt: skip
+        try:
+            yield run
+        finally:
+            run.kill()
+            time.sleep(0.1)
+
+
+def _said(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def unit_starts(node: Node) -> list[str]:
+    units = " ".join(f"rackserve-replica-{n}-vllm" for n in (0, 1))
+    said = node.sudo(f"systemctl show --property=ExecMainStartTimestampMonotonic --value {units}")
+    return said.split()

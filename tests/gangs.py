@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import signal
 import socket
 import subprocess
@@ -205,7 +206,7 @@ class Gang:
         config = {
             "host": name, "members": names, "head": ["127.0.0.1", self.port], "token": "of this gang",
             "units": [*parts, {"unit": VLLM, "awaits": None}] if first else parts,
-            "user": "nobody", "times": {**QUICK, **times},
+            "user": pwd.getpwuid(os.getuid()).pw_name, "times": {**QUICK, **times},
         }  # fmt: skip
         own = {"secrets": str(self.folder / "vllm.env"), "api": self.vllm.port,
                "health": ["127.0.0.1", self.health]}  # fmt: skip

@@ -2,10 +2,12 @@
 
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import lines
 import pytest
@@ -77,6 +79,21 @@ def test_one_that_dies_takes_all_down_and_all_come_back(gang, number, unit, why)
         assert was.keys() == now.keys() and not set(was.values()) & set(now.values())
     assert f"fall 1: {why}; starts again at once" in own.head.journal
     assert f"kill {RAY}" in own.nodes[1].commands
+
+
+def test_shared_memory_that_nobody_has_any_more_goes_with_a_fall(gang):
+    own = gang()
+    path = Path(f"/dev/shm/psm_{secrets.token_hex(8)}")
+    path.write_bytes(b"x")
+    os.utime(path, (time.time() - 60, time.time() - 60))
+    try:
+        time.sleep(0.3)
+        assert path.exists()  # while it runs nothing is swept
+        own.nodes[1].die(RAY)
+        own.awaits("up", falls=1)
+        assert not path.exists()
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def test_no_part_starts_before_every_part_has_ended(gang):

@@ -21,7 +21,7 @@ class Replica:
         self.joined = set()  # who has had a part in this run
         self.falls, self.row, self.recent = 0, 0, deque(maxlen=5)
         self.try_at = now
-        self.state, self.why, self.since = "waiting", "", now
+        self.state, self.why, self.since = "stopping", "", now
         self.order = _order("stop")
 
     @property
@@ -60,7 +60,7 @@ class Replica:
         """Why nothing can be started on a node, or None."""
         if self.said[host].get("leaving"):
             return f"{host}: it was stopped on this node"
-        if self.at[host] is None or self.silent(host, now):
+        if self.silent(host, now):
             return f"nothing is heard of {host}"
         return None
 
@@ -122,6 +122,8 @@ class Replica:
         self._be("starting", "", now)
 
     def _be(self, state, why, now):
+        if state == "waiting" and (state, why) != (self.state, self.why):
+            print(f"waiting: {why}")
         if state != self.state:
             self.state, self.since = state, now
         self.why = why

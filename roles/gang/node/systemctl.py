@@ -76,7 +76,8 @@ def compiles(rows):
     return any(
         name in COMPILERS
         for row in rows.values()
-        for pid in _read(f"{GROUPS}{row.get('ControlGroup')}/cgroup.procs").split()
+        if row.get("ControlGroup")
+        for pid in _read(f"{GROUPS}{row['ControlGroup']}/cgroup.procs").split()
         for name in [_read(f"/proc/{pid}/comm").strip()]
     )
 

@@ -62,7 +62,7 @@ def undo(rollout: Rollout, place: int) -> None:
     """A batch as it was before; what was never proven stays down."""
     batch = rollout.batches[place]
     back = [step for step in batch.steps if step.back]
-    take_out(batch.names)
+    take_out(batch.names, cut=True)
     stop({step.name: step.hosts for step in back})
     swap(back, lambda step: step.back.release if step.back else None)
     for step in host.loop(back):
@@ -73,13 +73,16 @@ def undo(rollout: Rollout, place: int) -> None:
         let_in(rollout.serving(place), [step.name for step in back])
 
 
-def take_out(names: Sequence[str]) -> None:
-    """No gateway sends them anything more, and what they were sent has been answered."""
+def take_out(names: Sequence[str], cut: bool = False) -> None:
+    """No gateway sends them anything more, and what they were sent has been answered, or may be cut."""
     own = here()
     for name in host.loop(names if at_gateway() else ()):
         gateway.drain(name=f"Take {name} out of the gateway", replica=name)
         gateway.drained(
-            name=f"Wait until {name} has answered", replica=name, timeout=own.drain_timeout, cut=own.cut
+            name=f"Wait until {name} has answered",
+            replica=name,
+            timeout=own.drain_timeout,
+            cut=cut or own.cut,
         )
     barrier(name=f"{', '.join(names)} answers nobody")
 

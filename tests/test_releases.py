@@ -162,7 +162,7 @@ def test_whether_it_generates_is_what_its_gang_says(node):
 
 def test_a_proof_is_kept_with_its_release(node):
     node.keep("one", gang="unit")
-    node("prove", "replica-0", "one", stdin="Paris")
+    node("prove", "replica-0", "one", stdin="Paris\n")
     said = node.look()["kept"]["one"]
     assert said["answer"] == "Paris" and said["proven"] > 1e9
 

@@ -100,7 +100,7 @@ def put(replica, id):
 
 
 def prove(replica, id):
-    said = {"proven": time.time(), "answer": sys.stdin.read()}
+    said = {"proven": time.time(), "answer": sys.stdin.read().rstrip("\n")}
     write(f"{KEPT}/{replica}/{id}.proven", json.dumps(said), "root:root", "600")
 
 

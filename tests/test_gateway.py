@@ -1,27 +1,25 @@
 """The gateway: its file, its operations, and a real HAProxy on loopback."""
 
 import json
-import shutil
-import socketserver
 import subprocess
 import sys
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import engine
 import pytest
 import requests
 from gang import TIMES
 
-from roles import gateway
 from roles.gateway import Server, admin, drain, drained, enough, operations, ready, render, watch, watched
 from roles.gateway.operations import CONFIG, Configuration, Loaded, Servers, configured
 from roles.units.facts import timestamp
+from tests.fake_openai import RIGHT
 from tests.lab.shell import wait_until
+from tests.load.driver import Load, in_flight_at, summary, troubled
+from tests.load.gateway_log import servers
+from tests.proxied import Agent, Gateway, Replica, fake
 
-ADMIN = Path(gateway.__file__).with_name("admin.py")
 TWO = [
     Server("replica-0", "10.0.0.1", 8000, 30000, 256),
     Server("replica-1", "10.0.0.1", 8001, 30001, 256),
@@ -76,78 +74,6 @@ def test_a_file_that_is_younger_than_the_last_reload_is_not_loaded():
     assert Configuration().process(output[2:]) == Loaded("", active=True)
 
 
-class Replica(ThreadingHTTPServer):
-    """Answers with its name, /v1/slow after a while; and as vLLM does after 5 s, hangs up on who idled."""
-
-    daemon_threads = True
-
-    def __init__(self, name):
-        self.name = name
-        super().__init__(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    used = False
-
-    def do_GET(self):
-        if self.used:
-            self.close_connection = True
-            return
-        self.used = True
-        if self.path == "/v1/slow":
-            time.sleep(3)
-        content = self.server.name.encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_):
-        pass
-
-
-class Gateway:
-    """A real HAProxy over two replicas."""
-
-    def __init__(self, run):
-        self.run, self.config, self.port = run, run / "haproxy.cfg", 18080
-        self.replicas = [Replica("replica-0"), Replica("replica-1")]
-        self.configure([replica.server_address[1] for replica in self.replicas])
-        self.process = subprocess.Popen([shutil.which("haproxy"), "-W", "-f", self.config],
-                                        stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # fmt: skip
-        wait_until(self.answers, 10, "HAProxy")
-
-    def configure(self, ports, agents=(9, 9)):
-        servers = [
-            Server(one.name, "127.0.0.1", port, agent_port, 16)
-            for one, port, agent_port in zip(self.replicas, ports, agents, strict=True)
-        ]
-        self.config.write_text(render(servers, self.port, str(self.run)))
-
-    def answers(self):
-        try:
-            return self.get("/v1/x") and self.admin("servers")
-        except (requests.RequestException, subprocess.CalledProcessError):
-            return False
-
-    def get(self, path, **headers):
-        return requests.get(f"http://127.0.0.1:{self.port}{path}", headers=headers, timeout=20).text
-
-    def admin(self, verb, name="-"):
-        words = [sys.executable, ADMIN, verb, name, self.run, self.config]
-        return subprocess.run(words, capture_output=True, text=True, check=True).stdout
-
-    def servers(self):
-        return {one["name"]: one for one in json.loads(self.admin("servers"))}
-
-    def reload(self):
-        self.admin("save")
-        self.process.send_signal(12)  # SIGUSR2
-        time.sleep(1.5)
-
-
 @pytest.fixture
 def real(tmp_path):
     found = Gateway(tmp_path)
@@ -192,22 +118,6 @@ def test_a_replica_that_is_gone_is_not_noticed_by_who_asks(real):
     real.replicas[1].shutdown()
     real.replicas[1].server_close()
     assert {real.get("/v1/x") for _ in range(20)} == {"replica-0"}
-
-
-class Agent(socketserver.ThreadingTCPServer):
-    """Says what roles/gang/node/engine.py says, word for word."""
-
-    daemon_threads = True
-
-    def __init__(self, said):
-        self.said = said
-        super().__init__(("127.0.0.1", 0), Says)
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-
-class Says(socketserver.BaseRequestHandler):
-    def handle(self):
-        self.request.sendall(f"{self.server.said}\n".encode())
 
 
 def test_a_replica_whose_engine_hangs_gets_nothing_though_its_health_is_well(real):
@@ -317,3 +227,64 @@ def test_a_replica_that_is_not_there_is_named(real):
     with pytest.raises(subprocess.CalledProcessError) as failure:
         real.admin("drain", "replica-7")
     assert "No such server" in failure.value.stderr
+
+
+PACE = 0.1  # seconds for a token
+
+
+@pytest.fixture
+def loaded(tmp_path, request):
+    """A gateway over two replicas, ten users of locust, and the processes of the replicas."""
+    ports = [18081, 18082]
+    replicas = [fake(port, PACE) for port in ports]
+    proxy = Gateway(tmp_path, ports)
+    expected = tmp_path / "expected.json"
+    expected.write_text(json.dumps({"good": RIGHT}))
+    whole = (len(RIGHT), len(RIGHT))
+    load = Load(tmp_path / "load", f"http://127.0.0.1:{proxy.port}", "key", model="m", expected=expected,
+                users=10, short=whole, long=whole, limit=60, keep=request.param)  # fmt: skip
+    with load:
+        wait_until(lambda: load.ended > 20, 20, "answers")
+        yield proxy, load, replicas
+    for process in (*replicas, proxy.process):
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("loaded", [True], indirect=True)
+def test_a_replica_that_is_drained_and_replaced_loses_no_request(loaded):
+    proxy, load, replicas = loaded
+    proxy.admin("drain", "replica-1")
+    drained_at = time.time()
+    wait_until(lambda: not proxy.servers()["replica-1"]["sessions"], 10, "its last answer")
+    replicas[1].kill()
+    replicas[1].wait()
+    replicas[1] = fake(18082, PACE)
+    back_at = time.time()
+    proxy.admin("ready", "replica-1")
+    wait_until(lambda: load.ended_since(back_at) > 20, 20, "answers")
+    load.stop()
+    lines = load.lines()
+    assert in_flight_at(lines, drained_at) >= 9
+    assert summary(lines)["ok"] == len(lines)
+    to = [
+        (line["sent"], server)
+        for line, server in zip(lines, servers(lines, proxy.log.read_text()), strict=True)
+    ]
+    assert {server for _, server in to} == {"replica-0", "replica-1"}
+    assert {server for sent, server in to if drained_at < sent < back_at} == {"replica-0"}
+    assert "replica-1" in {server for sent, server in to if sent > back_at}
+
+
+@pytest.mark.parametrize("loaded", [False], indirect=True)
+def test_when_a_replica_is_killed_exactly_its_running_requests_fail(loaded):
+    proxy, load, replicas = loaded
+    killed_at = time.time()
+    replicas[0].kill()
+    wait_until(lambda: load.ended_since(killed_at + 1) > 20, 20, "answers")
+    load.stop()
+    lines = load.lines()
+    to = dict(zip((line["sent"] for line in lines), servers(lines, proxy.log.read_text()), strict=True))
+    hurt = [line for line in lines if to[line["sent"]] == "replica-0" and line["end"] > killed_at]
+    assert hurt and troubled(lines) == troubled(hurt) and not summary(hurt)["ok"]
+    assert {line["outcome"] for line in hurt} <= {"failed", "truncated"}

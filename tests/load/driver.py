@@ -18,24 +18,28 @@ from tests.load.judge import OK, OUTCOMES
 REPOSITORY = Path(__file__).parents[2]
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 
-SHORT, LONG = (4, 64), (1000, 1500)  # tokens, from and to
+SHORT, LONG = (4, 64), (1400, 1900)  # tokens, from and to
 FINISH = 300  # seconds that requests may still run when the load is to end
 
 
 class Load:
     """With it, `users` are always asking; at its end each of them gets its last answer.
 
-    `expected` is a file of expected.py's. Nothing lasts longer than `limit` seconds and FINISH.
+    `expected` is a file of expected.py's, `inside` the words that put a command elsewhere.
+    A server that dies before it answers is not in HAProxy's log where a client keeps its connection
+    (2.6): without `keep` none does. Nothing lasts longer than `limit` seconds and FINISH.
     """
 
     def __init__(
         self, folder: Path, url: str, key: str, *, model: str, expected: Path, users: int,
-        limit: int = 1800, short: Sequence[int] = SHORT, long: Sequence[int] = LONG,
-        locustfile: Path = LOCUSTFILE, **plan: Any,
+        limit: int = 1800, keep: bool = True, short: Sequence[int] = SHORT, long: Sequence[int] = LONG,
+        locustfile: Path = LOCUSTFILE, inside: Sequence[str] = (), **plan: Any,
     ) -> None:  # fmt: skip
         self.folder, self.url, self.key, self.users, self.limit = folder, url, key, users, limit
-        self.locustfile = locustfile
-        self.plan = {"model": model, "expected": str(expected), "short": short, "long": long, **plan}
+        self.locustfile, self.inside = locustfile, inside
+        self.plan = {
+            "model": model, "expected": str(expected), "keep": keep, "short": short, "long": long, **plan,
+        }  # fmt: skip
 
     def __enter__(self) -> Load:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -62,7 +66,7 @@ class Load:
             "--exit-code-on-error": 0, "--loglevel": "WARNING",
         }  # fmt: skip
         options = [str(word) for pair in words.items() for word in pair]
-        return [sys.executable, "-m", "locust", "--headless", "--only-summary", *options]
+        return [*self.inside, sys.executable, "-m", "locust", "--headless", "--only-summary", *options]
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind:

@@ -10,8 +10,7 @@ from tests.load.judge import OK, judge
 
 PROMPTS = (
     "The capital of France is", "1 2 3 4 5", "Once upon a time, in a rack far away,",
-    "a head node schedules, workers compute", "weights are staged once", "the quick brown fox",
-    "what is two plus two?", "drivers are pinned",
+    "a head node schedules, workers compute", "the quick brown fox",
 )  # fmt: skip
 
 

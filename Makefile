@@ -36,8 +36,10 @@ clean-lab: .venv/ready
 	$(AS_ROOT) rm -rf /var/cache/rackserve-lab
 
 # Every benchmark, or one: `make bench-apply`; of some a part: `make bench-stage PART=fanout`.
+# Not among them, for it takes hours: `make bench-rollout`, or `make bench-rollout SCENARIO=latency`;
+# what has passed is not run again unless AGAIN=1.
 BENCHMARKS := apply serve estimate stage simulate
 bench: $(addprefix bench-,$(BENCHMARKS))
 
 bench-%: .venv/ready
-	$(AS_ROOT) env $(if $(PART),PART=$(PART)) .venv/bin/python -m tests.bench.$*
+	$(AS_ROOT) env $(foreach name,PART SCENARIO AGAIN,$(if $($(name)),$(name)=$($(name)))) .venv/bin/python -m tests.bench.$*

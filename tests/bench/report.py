@@ -29,14 +29,27 @@ def median(run: Callable[[], object], times: int) -> float:
 
 def report(name: str, rows: Sequence[dict[str, Any]]) -> None:
     """Print rows as a table, and write them with the machine to bench/NAME.json."""
-    cells = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
+    table(rows)
+    write(name, rows)
+
+
+def table(rows: Sequence[dict[str, Any]]) -> None:
+    """Print them; a column that a row lacks is empty there."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [names, *([_cell(row.get(name, "")) for name in names] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for line in cells:
         click.echo("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
-    FOLDER.mkdir(exist_ok=True)
+
+
+def write(name: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Write them with the machine to bench/NAME.json."""
+    file = FOLDER / f"{name}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
     machine = {"cores": os.cpu_count(), "kernel": platform.release()}
-    text = json.dumps({"name": name, "at": time.time(), "machine": machine, "rows": rows}, indent=1)
-    (FOLDER / f"{name}.json").write_text(text + "\n")
+    file.write_text(
+        json.dumps({"name": name, "at": time.time(), "machine": machine, "rows": rows}, indent=1) + "\n"
+    )
 
 
 def _cell(value: object) -> str:

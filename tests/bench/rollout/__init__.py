@@ -1,0 +1,1 @@
+"""Rollouts and faults under load, scenario by scenario: `make bench-rollout`, docs/rollout.md."""

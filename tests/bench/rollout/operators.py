@@ -1,0 +1,127 @@
+"""Rollouts under load whose controller is killed, and two at once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.bench.rollout.cases import Case, Row, rows_of
+from tests.bench.rollout.layouts import VERSIONS, Served
+from tests.bench.rollout.rolling import unsettled
+from tests.bench.rollout.under import SHOWN, USERS, Under, at_drains, counts, judged, lost
+from tests.lab.testing import REPOSITORY
+
+POINTS = 10
+USUAL = 240.0  # seconds of a rollout, where none was measured yet
+
+#: Every file of the replicas, the gateways and their units, and how these are; what two versions differ in
+#: is one letter.
+_STATE = (
+    "find -L /etc/rackserve/replica-* /etc/rackserve/gateway /etc/systemd/system/rackserve-* -type f"
+    " 2>/dev/null | sort | while read -r file; do echo $file;"
+    ' sed -E "s/\\b({versions})\\b/N/g" $file | sha256sum; done;'
+    " systemctl list-units --all --plain --no-legend rackserve-\\*"
+)
+
+
+def killed(served: Served) -> dict[str, Case]:
+    """Ten rollouts, each killed at a random point and run again. The points are the same each time."""
+    chance = random.Random(1)
+    return {f"point {number}": _killed(served, chance.random()) for number in range(POINTS)}
+
+
+def _killed(served: Served, share: float) -> Case:
+    def case(folder: Path) -> Row:
+        to = served.other()
+        before = state(served)
+        served.settle()
+        with Under(served, folder, gateway=served.gateways[0], users=USERS * len(served.names)) as under:
+            with started(served, folder, to) as first:
+                time.sleep(share * usual())
+                problems = [] if first.poll() is None else ["it had ended before it was to be killed"]
+            began = time.time()
+            again = served.run("rollout", **served.version(to))
+            seconds = time.time() - began
+        problems += lost(under.lines) + unsettled(served)
+        if again.code:
+            problems.append(f"run again: exit code {again.code}: {again.said[-200:]}")
+        if set(served.versions.values()) != {(to, None)}:
+            problems.append(f"versions are {served.versions}")
+        if different := [node for node, now in state(served).items() if now != before[node]]:
+            problems.append(f"another end state on {', '.join(different)}")
+        details = {
+            "drains": at_drains(under),
+            "troubled": under.located()[:SHOWN],
+            "said": again.said[-2000:],
+        }
+        return judged(
+            problems, **counts(under.lines), seconds=seconds, after=share * usual(), details=details
+        )
+
+    return case
+
+
+def two(served: Served) -> dict[str, Case]:
+    """The second is refused while the first is at work, and told whose that is."""
+
+    def case(folder: Path) -> Row:
+        to, began = served.other(), time.time()
+        served.settle()
+        users = USERS * len(served.names)
+        with (
+            Under(served, folder, gateway=served.gateways[0], users=users) as under,
+            started(served, folder, to) as first,
+        ):
+            under.load.wait(lambda: any(under.watch.drains()), 300, "the first to be at work")
+            second = served.run("rollout", **served.version(to))
+            first.wait(1200)
+        holder = re.search(r"\S+@\S+ \(pid \d+\)", second.said)
+        problems = lost(under.lines) + unsettled(served)
+        if first.returncode:
+            problems.append(f"the first: exit code {first.returncode}")
+        if not second.code or not holder:
+            problems.append(f"the second: exit code {second.code}: {second.said[-200:]}")
+        if set(served.versions.values()) != {(to, None)}:
+            problems.append(f"versions are {served.versions}")
+        details = {"second": second.said[-2000:], "troubled": under.located()[:SHOWN]}
+        return judged(problems, **counts(under.lines), seconds=time.time() - began, details=details)
+
+    return {"the second is refused by name": case}
+
+
+@contextmanager
+def started(served: Served, folder: Path, to: int) -> Iterator[subprocess.Popen]:
+    """A rollout; if it still runs at the end it is killed, with every process of its own."""
+    words = served.command("rollout", **served.version(to))
+    with (folder / "first.log").open("w") as log:
+        process = subprocess.Popen(
+            words, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def usual() -> float:
+    """Seconds of a rollout of two replicas that nobody disturbs, as measured last."""
+    seconds = [row["seconds"] for row in rows_of("rollout-2") if row["passed"]]
+    return seconds[-1] if seconds else USUAL
+
+
+def state(served: Served) -> dict[str, Any]:
+    """{node: a digest of what it has and how that is}, but for the version."""
+    asked = _STATE.format(versions="|".join(map(str, VERSIONS)))
+    nodes = {node.name: node for name in served.names for node in served.members(name)}
+    return {name: hashlib.sha256(node.sudo(asked).encode()).hexdigest() for name, node in nodes.items()}

@@ -15,7 +15,7 @@ from tests.load.judge import Answer
 
 RETRIES = 2  # of a 503 that says when to come back, as OpenAI's client does
 LONGEST_WAIT = 60.0  # seconds: a Retry-After of more is not obeyed, as by that client
-PATIENCE = 180.0  # seconds between two bytes
+PATIENCE = 600.0  # seconds between two bytes; of an answer in one piece the first one is late
 
 
 @dataclass

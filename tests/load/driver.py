@@ -19,15 +19,15 @@ REPOSITORY = Path(__file__).parents[2]
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 
 SHORT, LONG = (4, 64), (1400, 1900)  # tokens, from and to
-FINISH = 300  # seconds that requests may still run when the load is to end
+FINISH = 600  # seconds that requests may still run when the load is to end
 
 
 class Load:
     """With it, `users` are always asking; at its end each of them gets its last answer.
 
-    `expected` is a file of expected.py's, `inside` the words that put a command elsewhere.
-    A server that dies before it answers is not in HAProxy's log where a client keeps its connection
-    (2.6): without `keep` none does. Nothing lasts longer than `limit` seconds and FINISH.
+    `expected` is a file of expected.py's; `inside` are the words that put a command elsewhere. HAProxy
+    (2.6) does not log who left a request without an answer where a client keeps its connection: without
+    `keep` none does. Nothing lasts longer than `limit` seconds and FINISH.
     """
 
     def __init__(

@@ -10,9 +10,9 @@ from tests.lab.node import Node
 
 #: Runs on the node; of each process a line for parsed().
 _LIST = (
-    "cd /proc; for pid in [0-9]*; do grep -q rackserve-{replica}- $pid/cgroup 2>/dev/null &&"
-    ' echo "$pid $(grep -o rackserve-{replica}-[a-z]*.service $pid/cgroup | head -n 1)'
-    ' $(tr "\\0\\n" "\\t " < $pid/cmdline)"; done; true'
+    "cd /proc; for pid in [0-9]*; do"
+    " unit=$(grep -o -m 1 rackserve-{replica}-[a-z]*.service $pid/cgroup 2>/dev/null) || continue;"
+    ' printf "%s %s %s\\n" $pid $unit "$(tr "\\0\\n" "\\t " < $pid/cmdline)"; done'
 )
 
 #: Names of programs that say nothing without their folder's.

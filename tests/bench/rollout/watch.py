@@ -36,6 +36,8 @@ class Watch:
 
     def __init__(self, gateway: Node, file: Path, limit: int) -> None:
         self.gateway, self.file, self.limit = gateway, file, limit
+        self._looks: list[Look] = []
+        self._read = 0
 
     def __enter__(self) -> Watch:
         words = self.gateway.ssh("sudo", "python3", "-u", "-", str(self.limit))
@@ -52,8 +54,13 @@ class Watch:
         self.ssh.wait()
 
     def looks(self) -> list[Look]:
-        whole = self.file.read_text().rpartition("\n")[0]
-        return [(line["at"], line["servers"]) for line in map(json.loads, whole.splitlines())]
+        """All so far; a last line that is half written comes with the next."""
+        with self.file.open("rb") as file:
+            file.seek(self._read)
+            whole, end, _ = file.read().rpartition(b"\n")
+        self._read += len(whole + end)
+        self._looks += [(line["at"], line["servers"]) for line in map(json.loads, whole.splitlines())]
+        return self._looks
 
     def drains(self) -> Iterator[tuple[float, str, int]]:
         """When each replica was taken out, and how many requests it answered then."""

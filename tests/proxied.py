@@ -62,7 +62,8 @@ class Gateway:
         self.configure(ports or [replica.server_address[1] for replica in self.replicas])
         self.log = run / "haproxy.log"
         with self.log.open("w") as log:
-            self.process = subprocess.Popen([shutil.which("haproxy"), "-W", "-f", self.config],
+            master = f"{run}/master.sock,mode,600"
+            self.process = subprocess.Popen([shutil.which("haproxy"), "-W", "-S", master, "-f", self.config],
                                             stderr=subprocess.DEVNULL, stdout=log)  # fmt: skip
         wait_until(self.answers, 10, "HAProxy")
 

@@ -78,7 +78,7 @@ def test_its_unit_is_one_that_systemd_takes(tmp_path):
 
 def test_the_names_that_others_ask_for():
     assert gang.unit(REPLICA) == service.unit("replica-0", "gang")
-    assert gang.state(REPLICA) == "/run/rackserve/replica-0/state.json"
+    assert gang.state("replica-0") == "/run/rackserve/replica-0/state.json"
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,20 @@ def test_who_is_drained_is_so_after_a_reload_and_where_the_new_configuration_say
     assert real.get("/v1/x") == "moved"
 
 
+def test_answers_of_before_a_reload_are_waited_for(real):
+    answer: list[str] = []
+    running = threading.Thread(target=lambda: answer.append(real.get("/v1/slow", **{"X-Session-ID": "a"})))
+    running.start()
+    wait_until(lambda: sum(one["sessions"] for one in real.servers().values()) == 1, 5, "it to run")
+    (own,) = [name for name, one in real.servers().items() if one["sessions"]]
+    real.reload()
+    real.admin("drain", own)
+    assert real.servers()[own]["sessions"] == 1 and not answer
+    running.join()
+    assert answer == [own]
+    wait_until(lambda: real.servers()[own]["sessions"] == 0, 5, "it to have ended")
+
+
 def test_who_keeps_a_connection_does_not_meet_one_that_a_replica_has_given_up(real):
     with requests.Session() as session:
         for _ in range(6):

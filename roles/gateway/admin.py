@@ -32,10 +32,22 @@ def main(verb, name=None, run=RUN, config=CONFIG):
 
 
 def servers(run):
-    """Sessions are those that have a connection to the replica; requests in its queue have none yet."""
-    rows = csv.DictReader(ask(run, "show stat").removeprefix("# ").splitlines())
-    return [
-        {
+    """Sessions are those that have a connection to the replica; requests in its queue have none yet.
+
+    With those of HAProxies of before a reload, which end their last answers: they do not take orders
+    any more, and what waits there for a replica will still go to it.
+    """
+    seen = rows(ask(run, "show stat"))
+    for pid in ending(run):
+        for name, row in rows(ask(run, f"@!{pid} show stat; quit", "master.sock")).items():
+            if name in seen:
+                seen[name]["sessions"] += row["sessions"] + row["queued"]
+    return list(seen.values())
+
+
+def rows(stat):
+    return {
+        row["svname"]: {
             "name": row["svname"],
             "status": row["status"],  # UP, DOWN, MAINT, "UP 1/3", "DOWN (agent)"
             "in": not row["status"].startswith("MAINT"),
@@ -44,9 +56,15 @@ def servers(run):
             "requests": int(row["stot"]),
             "errors": sum(int(row[name] or 0) for name in ("econ", "eresp", "hrsp_5xx")),
         }
-        for row in rows
+        for row in csv.DictReader(stat.removeprefix("# ").splitlines())
         if row["pxname"] == "replicas" and row["svname"] not in ("FRONTEND", "BACKEND")
-    ]
+    }
+
+
+def ending(run):
+    """The processes of before a reload that still answer."""
+    _, _, old = ask(run, "show proc; quit", "master.sock").partition("# old workers")
+    return re.findall(r"(?m)^(\d+)\s+worker", old)
 
 
 def save(run, config):
@@ -68,10 +86,10 @@ def save(run, config):
     os.replace(new, f"{run}/servers.state")
 
 
-def ask(run, command):
+def ask(run, command, of="admin.sock"):
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(10)
-        connection.connect(f"{run}/admin.sock")
+        connection.connect(f"{run}/{of}")
         connection.sendall(f"{command}\n".encode())
         return b"".join(iter(lambda: connection.recv(65536), b"")).decode().strip()
 

@@ -1,5 +1,6 @@
 """Runs on a node, beside member.py: what is asked of systemd, one process for all units."""
 
+import os
 import subprocess
 
 PROPERTIES = "Id,ActiveState,SubState,Result,ExecMainStatus,InvocationID,ControlGroup"
@@ -50,8 +51,9 @@ def run(*words):
     command = ["systemctl", *words]
     try:
         return subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE
-        )
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE,
+            env={name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"},
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(command, 1, "", f"systemctl {words[0]} took {PATIENCE} s")
 

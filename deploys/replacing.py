@@ -47,7 +47,7 @@ def replace(rollout: Rollout, place: int, entry: releases.Entry) -> None:
     prove(batch.steps)
     if gateways():
         with when(partial(well, batch)):
-            let_in(rollout.serving(place + 1), batch.names)
+            let_in(rollout.serving(place + 1), batch.names, None if batch.fresh else failed)
             if not batch.fresh:
                 watch(rollout, place)
     if any(step.back for step in batch.steps):
@@ -70,7 +70,7 @@ def undo(rollout: Rollout, place: int) -> None:
             generate(step.back.release, otherwise=partial(still, step.name))
     barrier(name=f"{batch.title} runs what it ran before")
     if gateways():
-        let_in(rollout.serving(place), [step.name for step in back])
+        let_in(rollout.serving(place), [step.name for step in back], still)
 
 
 def take_out(names: Sequence[str], cut: bool = False) -> None:
@@ -87,12 +87,19 @@ def take_out(names: Sequence[str], cut: bool = False) -> None:
     barrier(name=f"{', '.join(names)} answers nobody")
 
 
-def let_in(serving: Sequence[Release], names: Sequence[str]) -> None:
+def let_in(
+    serving: Sequence[Release], names: Sequence[str], otherwise: Callable[[str, str], None] | None = None
+) -> None:
     """The gateways know where replicas are, and send these what comes."""
     if at_gateway():
         gateway.serving(servers=[server(release) for release in serving], port=here().gateway_port)
     for name in host.loop(names if at_gateway() else ()):
         gateway.ready(name=f"Let {name} into the gateway", replica=name)
+    for name in host.loop(names if at_gateway() else ()):
+        gateway.seen(
+            name=f"Wait until the gateway sees {name}",
+            replica=name, otherwise=partial(otherwise, name) if otherwise else None,
+        )  # fmt: skip
     barrier(name=f"{', '.join(names)} is in the gateway")
 
 
@@ -217,7 +224,7 @@ def failed(name: str, problem: str) -> None:
 
 
 def still(name: str, problem: str) -> None:
-    problems[name] += f"; and what it ran before does not generate either: {problem}"
+    problems[name] += f"; and what it ran before is not well either: {problem}"
 
 
 def is_well(name: str) -> bool:

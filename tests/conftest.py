@@ -13,7 +13,8 @@ from pyinfra_testing.util import FakeState, get_command_string
 
 from tests.lab import Lab
 from tests.lab.node import Node
-from tests.lab.two import INVENTORY
+from tests.lab.testing import belongings, pyinfra
+from tests.lab.two import INVENTORY, TWO
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -44,6 +45,18 @@ def inventory(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("inventory") / "one.py"
     path.write_text(INVENTORY)
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def two(lab: list[Node], inventory: str) -> set[str]:
+    """Two replicas that serve on the first node, behind a gateway; what the node had before."""
+    for name in ("provision", "stage_weights"):
+        done = pyinfra(name, inventory=inventory, **TWO)
+        assert done.code == 0, done.said
+    before = belongings(lab[0])
+    done = pyinfra("serve", inventory=inventory, **TWO)
+    assert done.code == 0, done.said
+    return before
 
 
 class KnownHost:

@@ -228,6 +228,7 @@ def test_a_gateway_lets_in_what_was_tried(plan_of):
         "Gateway | Load haproxy.cfg",
         "Gateway | Run rackserve-gateway-haproxy.service",
         *(f"Let replica-{n} into the gateway" for n in range(3)),
+        *(f"Wait until the gateway sees replica-{n}" for n in range(3)),
     ]
     assert {name for op in between for name in op["hosts_with_conditional_change"]} <= {"@fake/gpu2"}
     assert let_in < last

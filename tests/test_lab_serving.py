@@ -30,6 +30,17 @@ TP3 = {"tensor_parallel": 3, "pipeline_parallel": 1}
 #: What a run without changes still does not report, and what tests compare.
 NOTHING: dict[str, list[str]] = {}
 
+#: What is reported of a replica on all three nodes that is replaced.
+REPLACED = {
+    "Say in the history what begins": ["node1"],
+    "Stop replica-0": ["node1"],
+    "Stop replica-0 here, too": ["node2", "node3"],
+    "Put replica-0 in place": ["node1", "node2", "node3"],
+    "Start replica-0": ["node1", "node2", "node3"],
+    "Keep what replica-0 answers": ["node1"],
+    "Say in the history that it is done": ["node1"],
+}
+
 seen: dict[str, Any] = {}
 
 
@@ -85,38 +96,44 @@ def test_an_api_key_is_needed_and_is_in_no_log_or_process_list(lab: list[Node]) 
 
 def test_hand_edits_and_stopped_units_are_repaired(lab: list[Node]) -> None:
     lab[0].sudo("echo enforce-eager: true >> /etc/rackserve/replica-0/vllm.yaml")
-    lab[1].sudo("systemctl stop rackserve-replica-0-ray; rm /etc/security/limits.d/60-rackserve.conf")
+    lab[1].sudo("systemctl stop rackserve-replica-0-gang; rm /etc/security/limits.d/60-rackserve.conf")
     outcome = pyinfra("serve_llama", **TP3)
     assert outcome.code == 0, outcome.said
-    assert outcome.changed == {
-        "Base | Raise the limits of the serving user": ["node2"],
-        "Ray | Run rackserve-replica-0-ray.service": ["node2"],
-        "vLLM | Write /etc/rackserve/replica-0/vllm.yaml": ["node1"],
-        "vLLM | Run rackserve-replica-0-vllm.service": ["node1"],
-    }
+    stopped = {**REPLACED, "Stop replica-0 here, too": ["node3"]}
+    assert outcome.changed == {"Base | Raise the limits of the serving user": ["node2"], **stopped}
     assert greedy(lab[0]) == seen["reference"]
 
 
-def test_one_changed_argument_restarts_only_vllm_and_diff_shows_why(lab: list[Node]) -> None:
+def test_one_changed_argument_replaces_the_replica_and_diff_shows_why(lab: list[Node]) -> None:
     argument = {"vllm_args": {"max-num-seqs": 4}}
     diff = pyinfra("serve", "--dry", "--diff", **TP3, **argument)
     assert "max-num-seqs: 4" in diff.said
-    ray = [unit_started(node, "ray") for node in lab]
     outcome = pyinfra("serve", **TP3, **argument)
     assert outcome.code == 0, outcome.said
-    assert outcome.changed == {
-        "vLLM | Write /etc/rackserve/replica-0/vllm.yaml": ["node1"],
-        "vLLM | Run rackserve-replica-0-vllm.service": ["node1"],
-    }
-    assert [unit_started(node, "ray") for node in lab] == ray
+    everywhere = ["node1", "node2", "node3"]
+    assert outcome.changed == {"Keep the release of replica-0": everywhere, **REPLACED}
+    assert greedy(lab[0]) == seen["reference"]
 
 
-def test_a_rebooted_worker_rejoins_by_its_units_own_restarts(lab: list[Node]) -> None:
-    before = unit_started(lab[0], "vllm")
+def test_a_rebooted_worker_rejoins_and_the_replica_comes_back_as_one(lab: list[Node]) -> None:
+    before = [unit_started(node, "ray") for node in lab]
     lab[2].poweroff()
+    wait_until(lambda: state(lab[0])["state"] == "waiting", 60, "the replica to fall and to wait for node3")
+    assert "node3" in rackserve("status", "-i", "lab").said
+    assert not lab[1].sudo("systemctl is-active rackserve-replica-0-ray || true").startswith("active")
     lab[2].poweron()
-    # The engine notices the lost rank, ends, and systemd starts it anew.
-    wait_until(lambda: unit_started(lab[0], "vllm") not in (before, "0", ""), 120, "vLLM to restart")
+    wait_until(lambda: _answers(lab[0]), 180, "the endpoint to serve again")
+    assert greedy(lab[0]) == seen["reference"]
+    assert not {*before} & {unit_started(node, "ray") for node in lab}
+
+
+def test_a_worker_whose_cable_is_cut_frees_what_it_has_and_rejoins(lab: list[Node]) -> None:
+    lab[1].cut()
+    try:
+        wait_until(lambda: state(lab[0])["state"] == "waiting", 60, "the replica to fall")
+        wait_until(lambda: not has_ray(lab[1]), 60, "node2 to end its part")
+    finally:
+        lab[1].heal()
     wait_until(lambda: _answers(lab[0]), 180, "the endpoint to serve again")
     assert greedy(lab[0]) == seen["reference"]
 
@@ -134,6 +151,18 @@ def test_pp2_over_two_nodes_through_vllms_own_executor(lab: list[Node]) -> None:
     assert outcome.code == 0, outcome.said
     assert greedy(lab[0]) == seen["reference"]
     assert "ray" not in lab[0].sudo("systemctl list-unit-files --no-legend rackserve-*")
+
+
+def test_a_rank_of_vllms_own_executor_that_dies_takes_the_others_along_and_all_come_back(
+    lab: list[Node],
+) -> None:
+    before = unit_started(lab[0], "vllm")
+    lab[1].sudo("systemctl kill --signal=KILL rackserve-replica-0-vllm")
+    wait_until(lambda: unit_started(lab[0], "vllm") not in (before, "0", ""), 60, "the head's to start anew")
+    wait_until(lambda: _answers(lab[0]), 180, "the endpoint to serve again")
+    assert greedy(lab[0]) == seen["reference"]
+    (fall,) = state(lab[0])["recent"]
+    assert fall["why"] == "node2: rackserve-replica-0-vllm ended (signal 9)"
 
 
 def test_one_node_alone(lab: list[Node], tmp_path: Path) -> None:
@@ -194,6 +223,17 @@ def logged_kv(node: Node) -> int:
     """The tokens of the KV cache that vLLM wrote into its log when it last started."""
     log = node.sudo("journalctl -u rackserve-replica-0-vllm -o cat --no-pager")
     return int(CACHE.findall(log)[-1][0].replace(",", ""))
+
+
+def state(node: Node) -> dict[str, Any]:
+    """How the gang of the replica says that it is."""
+    return json.loads(node.sudo("cat /run/rackserve/replica-0/state.json"))
+
+
+def has_ray(node: Node) -> bool:
+    """Seen from the machine below: a node without a cable cannot be asked."""
+    comms = [Path(f"/proc/{pid}/comm") for pid in node._processes()]
+    return "raylet" in [comm.read_text().strip() for comm in comms if comm.exists()]
 
 
 def _answers(node: Node) -> bool:

@@ -1,7 +1,11 @@
-"""Two replicas on one real node behind the gateway; each test goes on where the one before ended."""
+"""Two replicas on one real node behind the gateway; each test goes on where the one before ended.
+
+test_lab_two_rollout.py goes on from there, and tears down.
+"""
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from typing import Any
@@ -11,23 +15,15 @@ import requests
 
 from tests.lab.node import Node
 from tests.lab.shell import wait_until
-from tests.lab.testing import Outcome, api_key, belongings, greedy, pyinfra, rackserve
+from tests.lab.testing import Outcome, api_key, greedy, pyinfra, rackserve
 from tests.lab.two import PORT, TWO, gateway, states
 
 pytestmark = pytest.mark.lab
 
-seen: dict[str, Any] = {}
-
 
 def test_two_replicas_on_a_node_answer_alike_also_through_the_gateway(
-    lab: list[Node], inventory: str
+    lab: list[Node], inventory: str, two: set[str]
 ) -> None:
-    for name in ("provision", "stage_weights"):
-        done = pyinfra(name, inventory=inventory, **TWO)
-        assert done.code == 0, done.said
-    seen["before serve"] = belongings(lab[0])
-    done = serve(inventory)
-    assert done.code == 0, done.said
     answers = [greedy(lab[0], port) for port in (8000, 8001, PORT)]
     assert answers[0] == answers[1] == answers[2] and all(answers[0])
     assert lab[0].sudo("grep -h CUDA /etc/systemd/system/rackserve-replica-*-vllm.service").split() == [
@@ -76,31 +72,30 @@ def test_when_one_replica_is_killed_requests_go_on(lab: list[Node]) -> None:
     assert all(greedy(lab[0], 8001))
 
 
-def test_an_engine_that_hangs_leaves_the_gateway_and_comes_back(lab: list[Node]) -> None:
+def test_an_engine_that_hangs_leaves_the_gateway_and_is_started_anew(lab: list[Node]) -> None:
     """Its API server answers /health with 200 all the while."""
     unit = "rackserve-replica-1-vllm"
     server = f"$(systemctl show --property=MainPID --value {unit})"
     engine = lab[0].sudo(f"pgrep --parent {server} --full EngineCore").split()[0]
+    before = state(lab[0])["falls"]
     lab[0].sudo(f"kill -STOP {engine}")
-    try:
-        begun = time.monotonic()
-        wait_until(lambda: states(lab[0])[1]["status"].startswith("DOWN"), 60, "the gateway to notice")
-        assert time.monotonic() - begun <= 30
-        assert requests.get(f"http://{lab[0].address}:8001/health", timeout=10).status_code == 200
-        assert all(greedy(lab[0], PORT))
-    finally:
-        lab[0].sudo(f"kill -CONT {engine}")
-    wait_until(lambda: states(lab[0])[1]["status"].startswith("UP"), 60, "replica-1 to be back")
-
-
-def test_teardown_leaves_the_node_as_it_was_before_serve(lab: list[Node], inventory: str) -> None:
-    done = pyinfra("teardown", inventory=inventory)
-    assert done.code == 0, done.said
-    assert belongings(lab[0]) ^ seen["before serve"] == set()
+    begun = time.monotonic()
+    wait_until(lambda: states(lab[0])[1]["status"].startswith("DOWN"), 60, "the gateway to notice")
+    assert time.monotonic() - begun <= 30
+    assert all(greedy(lab[0], PORT))
+    wait_until(lambda: state(lab[0])["falls"] == before + 1, 30, "the replica to fall")
+    assert state(lab[0])["recent"][-1]["why"] == "no step and no token for 25 s"
+    wait_until(lambda: states(lab[0])[1]["status"].startswith("UP"), 180, "replica-1 to be back")
+    assert all(greedy(lab[0], 8001))
 
 
 def serve(inventory: str) -> Outcome:
     return pyinfra("serve", inventory=inventory, **TWO)
+
+
+def state(node: Node) -> dict[str, Any]:
+    """How the gang of replica-1 says that it is."""
+    return json.loads(node.sudo("cat /run/rackserve/replica-1/state.json"))
 
 
 def sessions(node: Node) -> dict[str, int]:

@@ -27,6 +27,7 @@ from .operations import (
     drained,
     enough,
     ready,
+    seen,
     watched,
 )
 
@@ -42,6 +43,7 @@ __all__ = [
     "nothing",
     "ready",
     "render",
+    "seen",
     "serving",
     "watched",
 ]

@@ -142,6 +142,22 @@ def enough(besides: Sequence[str], others: Sequence[str], anyway: bool = False) 
 
 
 @operation()
+def seen(replica: str, otherwise: Callable[[str], None] | None = None) -> Iterator[StringCommand]:
+    """Wait until the gateway sees that a replica answers; changes nothing.
+
+    + otherwise: gets what is wrong after GRACE seconds, instead of the host failing
+    """
+    status = _down([replica]).get(replica) if state.is_executing else None
+    problem = f"the gateway takes {replica} for {status}" if status else None
+    if problem and otherwise is None:
+        yield remote.failure(host, problem)
+        return
+    if problem and otherwise:
+        otherwise(problem)
+    host.noop(f"{replica} is seen to answer")
+
+
+@operation()
 def watched(
     replicas: Sequence[str], where: Mapping[str, str], seconds: float, otherwise: Callable[[str, str], None]
 ) -> Iterator[StringCommand]:

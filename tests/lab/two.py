@@ -17,6 +17,7 @@ head, workers = [(_name, {**_data, **_node, "_sudo": True, "gpus": 2})], []
 """
 TWO = {
     "model": "tiny-llama", "replicas": 2, "tensor_parallel": 1, "pipeline_parallel": 1, "gateway": True,
+    "hang_timeout": 25,
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Locust's users: short and long answers, streamed and not, one after another without a pause.
+"""Locust's users: short and long answers, streamed and not, one after another.
 
 The folder that RACKSERVE_LOAD names has a plan.json (see driver.py); into it go requests.jsonl, a line
 for each request that ended, and status.json, how many are on the wire. The key is in OPENAI_API_KEY.
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import gevent
-from locust import User, events, task
+from locust import User, constant, events, task
 from locust.env import Environment
 
 from tests.load.client import Asked, Client
@@ -61,6 +61,7 @@ class Asking(User):
 
     abstract = True
     size, stream = "short", False
+    wait_time = constant(PLAN["pause"])
 
     def on_start(self) -> None:
         self.client = Client(self.host, os.environ["OPENAI_API_KEY"], RECORD.on_wire, PLAN["keep"])

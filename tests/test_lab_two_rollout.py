@@ -14,38 +14,35 @@ import pytest
 
 from tests.lab.node import Node
 from tests.lab.shell import wait_until
-from tests.lab.testing import BIN, REPOSITORY, Outcome, api_key, pyinfra, rackserve
-from tests.lab.two import PORT, TWO, states
+from tests.lab.testing import BIN, REPOSITORY, Outcome, api_key, belongings, pyinfra, rackserve
+from tests.lab.two import PORT, TWO, gateway, states
 from tests.load.driver import Load, summary
 from tests.load.expected import record
 
 pytestmark = pytest.mark.lab
 
-USERS = 4
+USERS, PAUSE = 4, 0.5  # so that the processor has time for who starts
 SHORT, LONG = (4, 64), (200, 400)
 CALM = {"watch": 3}
 
 
 @pytest.fixture(scope="module")
-def expected(lab: list[Node], inventory: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    for name in ("provision", "stage_weights", "serve"):
-        done = pyinfra(name, inventory=inventory, **TWO)
-        assert done.code == 0, done.said
+def expected(lab: list[Node], two: set[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("load") / "expected.json"
     record(file, f"http://{lab[0].address}:8000", api_key(lab[0]), TWO["model"], LONG[1])
     return file
 
 
 @contextmanager
-def load(node: Node, expected: Path) -> Iterator[Load]:
+def load(node: Node, expected: Path, least: int = 20) -> Iterator[Load]:
     """While it lasts 4 users ask the gateway; at its end every answer must have been right and whole."""
     with Load(
         expected.parent / "load", f"http://{node.address}:{PORT}", api_key(node), model=TWO["model"],
-        expected=expected, users=USERS, limit=400, short=SHORT, long=LONG,
+        expected=expected, users=USERS, pause=PAUSE, limit=400, short=SHORT, long=LONG,
     ) as load:  # fmt: skip
         yield load
     said = summary(load.lines())
-    assert said["requests"] > 20 and said["ok"] == said["requests"], (said, load.lines()[-3:])
+    assert said["requests"] >= least and said["ok"] == said["requests"], (said, load.lines()[-3:])
 
 
 def arguments(**more: Any) -> dict[str, Any]:
@@ -66,26 +63,43 @@ def all_well(node: Node) -> bool:
     return [(one["in"], one["status"]) for one in states(node)] == [(True, "UP")] * 2
 
 
-def test_a_changed_argument_is_rolled_out_without_a_failed_request(
+def test_a_rollout_whose_controller_is_killed_is_finished_by_the_next_and_two_at_once_are_refused(
     lab: list[Node], inventory: str, expected: Path
 ) -> None:
-    dry = rackserve("rollout", "--dry", "-i", inventory, **arguments())
-    assert dry.code == 0 and "replica-1: " in dry.said, dry.said
-    assert running(lab[0]) == ["replica-0:max-num-seqs: 8", "replica-1:max-num-seqs: 8"]
+    old, new = running(lab[0]), arguments()
+    dry = rackserve("rollout", "--dry", "-i", inventory, **new)
+    assert dry.code == 0 and "replica-1: " in dry.said and running(lab[0]) == old, dry.said
     with load(lab[0], expected):
-        done = rollout(inventory, **arguments())
+        with begun("rollout", "-i", inventory, **new) as first:
+            wait_until(lambda: not states(lab[0])[0]["in"], 60, "replica-0 to leave the gateway")
+            second = rollout(inventory, **new)
+            assert second.code == 1 and f"(pid {first.pid})" in second.said, second.said
+            wait_until(lambda: running(lab[0]) != old, 60, "replica-0 to be replaced")
+            first.kill()
+        assert "did not end" in rackserve("history", "-i", inventory).said
+        done = rollout(inventory, **new)
     assert done.code == 0, done.said
     assert running(lab[0]) == ["replica-0:max-num-seqs: 64", "replica-1:max-num-seqs: 64"]
     assert all_well(lab[0])
-    again = rollout(inventory, **arguments())
+    again = rollout(inventory, **new)
     assert again.code == 0 and "nothing to change" in again.said, again.said
-    assert pyinfra("serve", inventory=inventory, **arguments()).changed == {}
+    assert pyinfra("serve", inventory=inventory, **new).changed == {}
+
+
+def test_a_rollback_brings_back_what_ran_before_both_runs_without_a_failed_request(
+    lab: list[Node], inventory: str, expected: Path
+) -> None:
+    with load(lab[0], expected):
+        done = rackserve("rollback", "--watch", "3", "-i", inventory)
+    assert done.code == 0, done.said
+    assert running(lab[0]) == ["replica-0:max-num-seqs: 8", "replica-1:max-num-seqs: 8"]
+    assert all_well(lab[0])
 
 
 @pytest.mark.parametrize(
     ("wrong", "why"),
     [
-        ({"served-model-name": "", "load-format": "sharded_state"}, "no token after"),
+        ({"load-format": "sharded_state"}, "no token after"),
         ({"load-format": "dummy"}, "it answers "),
     ],
     ids=["does not start", "answers wrongly"],
@@ -102,51 +116,31 @@ def test_a_version_that_fails_is_put_back_and_the_others_are_not_touched(
     assert "failed: replica-0 was put back" in rackserve("history", "-i", inventory).said
 
 
-def test_a_rollout_whose_controller_is_killed_is_finished_by_the_next_and_two_at_once_are_refused(
-    lab: list[Node], inventory: str, expected: Path
-) -> None:
-    new = arguments(**{"max-num-seqs": 32})
-    with load(lab[0], expected):
-        with begun("rollout", "-i", inventory, **new) as first:
-            wait_until(lambda: not states(lab[0])[0]["in"], 60, "replica-0 to leave the gateway")
-            second = rollout(inventory, **new)
-            assert second.code == 1 and f"(pid {first.pid})" in second.said, second.said
-            wait_until(
-                lambda: "replica-0:max-num-seqs: 32" in running(lab[0]), 60, "replica-0 to be replaced"
-            )
-            first.kill()
-        assert "did not end" in rackserve("history", "-i", inventory).said
-        done = rollout(inventory, **new)
-    assert done.code == 0, done.said
-    assert running(lab[0]) == ["replica-0:max-num-seqs: 32", "replica-1:max-num-seqs: 32"]
-    assert all_well(lab[0])
-
-
-def test_a_rollback_brings_back_what_ran_before(lab: list[Node], inventory: str, expected: Path) -> None:
-    done = rackserve("rollback", "-i", inventory)
-    assert done.code == 0, done.said
-    assert running(lab[0]) == ["replica-0:max-num-seqs: 64", "replica-1:max-num-seqs: 64"]
-    assert all_well(lab[0])
-
-
 def test_what_cannot_be_is_refused_and_changes_nothing(
     lab: list[Node], inventory: str, expected: Path
 ) -> None:
-    new, before = arguments(**{"max-num-seqs": 16}), running(lab[0])
+    new, before = arguments(), running(lab[0])
     absent = rackserve("rollout", "--replica", "replica-7", "-i", inventory, **new)
     assert absent.code == 2 and "no replica replica-7; there are: replica-0, replica-1" in absent.said
-    lab[0].sudo("systemctl stop rackserve-replica-1-gang")
-    try:
-        degraded = rackserve("rollout", "--replica", "replica-0", "-i", inventory, **new)
-    finally:
-        lab[0].sudo("systemctl start rackserve-replica-1-gang")
+    gateway(lab[0], "drain replica-1")
+    degraded = rackserve("rollout", "--replica", "replica-0", "-i", inventory, **new)
+    gateway(lab[0], "ready replica-1")
     assert degraded.code == 1 and "replica-0 cannot be spared" in degraded.said, degraded.said
-    wait_until(lambda: all_well(lab[0]), 120, "replica-1 to be back")
-    with load(lab[0], expected) as running_load:
-        wait_until(lambda: running_load.in_flight == USERS, 30, "answers to run")
+    with load(lab[0], expected, least=1) as answers:
+        wait_until(lambda: states(lab[0])[0]["sessions"] > 0, 30, "answers to run")
         short = rackserve("rollout", "--drain-timeout", "0", "-i", inventory, **new)
+        wait_until(lambda: answers.ended > 0, 60, "an answer")
     assert short.code == 1 and "replica-0 still answers" in short.said, short.said
     assert running(lab[0]) == before and all_well(lab[0])
+
+
+def test_teardown_leaves_the_node_as_it_was_before_serve(
+    lab: list[Node], inventory: str, two: set[str]
+) -> None:
+    done = pyinfra("teardown", inventory=inventory)
+    assert done.code == 0, done.said
+    assert belongings(lab[0]) ^ two == set()
+    assert pyinfra("teardown", inventory=inventory).changed == {}
 
 
 @contextmanager

@@ -23,6 +23,9 @@ MTIME = 946_684_800 * 10**9  # 2000
 #: Where in the folder of a snapshot files are while they are fetched. No file of a model may have that name.
 UNFINISHED = ".rackserve"
 
+#: Files at once that are to be on the disk: it flushes for many as fast as for one.
+FLUSHED = 32
+
 #: What reading a manifest that is none raises.
 TORN = (OSError, ValueError, LookupError, TypeError, AttributeError)
 
@@ -105,11 +108,8 @@ def publish(link: Path, repository: str, commit: str, files: Mapping[str, Any]) 
     for path in partial.rglob("*"):  # what an earlier run wanted, too
         if not path.is_dir() and str(path.relative_to(partial)) not in files:
             path.unlink()
-    for name in files:
-        os.chmod(partial / name, 0o644)
-        os.utime(partial / name, ns=(MTIME, MTIME))
-        with (partial / name).open("rb") as file:
-            os.fsync(file.fileno())
+    with ThreadPoolExecutor(FLUSHED) as pool:
+        list(pool.map(lambda name: settle(partial / name), files))
     said = {"repository": repository, "commit": commit, "files": files}
     replace(manifest(final), json.dumps(said, indent=1, sort_keys=True))
     if final.exists():
@@ -121,6 +121,14 @@ def publish(link: Path, repository: str, commit: str, files: Mapping[str, Any]) 
         partial.rename(final)
     relink(link, final.name)
     manifest(partial).unlink(missing_ok=True)  # of an uplink's share
+
+
+def settle(path: Path) -> None:
+    """A file as it is published, on the disk."""
+    os.chmod(path, 0o644)
+    os.utime(path, ns=(MTIME, MTIME))
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def check_space(partial: Path, wanted: Mapping[str, int]) -> None:

@@ -495,7 +495,9 @@ def test_what_an_earlier_run_left_running_is_ended(hub, tmp_path):
     (port,) = free_ports(1)
     files = json.loads((nodes[0].model / f"snapshot-{nodes[0].commit()}.json").read_text())["files"]
     me = f"127.0.0.1:{port}"
-    said = {"files": files, "secret": "x", "nodes": [me], "seeds": ["127.0.0.1:9"], "me": me}
+    said = {
+        "files": files, "secret": "x", "nodes": [me], "seeds": ["127.0.0.1:9"], "me": me, "grace": 30,
+    }  # fmt: skip
     left = subprocess.Popen([*nodes[1].command("join"), "--stdin"], stdin=subprocess.PIPE, text=True)
     left.stdin.write(json.dumps(said))
     left.stdin.close()

@@ -38,6 +38,8 @@ NODE = Path(__file__).with_name("node")
 #: (nfs(5)), and some.
 ATTRIBUTES = 75
 
+GRACE = 30  # seconds for which those that have it wait for one that is silent
+
 
 @operation()
 def installed() -> Iterator[StringCommand | FileUploadCommand]:
@@ -134,6 +136,7 @@ def staged(
             "files": beginning.files,
             "names": beginning.parts.get(host.name),
             "secret": secret,
+            "grace": GRACE,
             "me": f"{among[host.name]}:{PORT}",
             "nodes": [f"{address}:{PORT}" for address in among.values()],
             "seeds": [f"{among[name]}:{PORT}" for name in beginning.seeds],

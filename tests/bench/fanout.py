@@ -98,7 +98,10 @@ class Ours(Case):
 
     def receive(self) -> list[subprocess.Popen]:
         names = [f"{self.net.address(number)}:{PORT}" for number in range(self.net.count)]
-        said = {"files": self.snapshot.files, "secret": "benchmark", "nodes": names, "seeds": names[:1]}
+        said = {
+            "files": self.snapshot.files, "secret": "benchmark", "nodes": names, "seeds": names[:1],
+            "grace": 30,
+        }  # fmt: skip
         return [self._join(number, {**said, "me": name}) for number, name in enumerate(names)]
 
     def _join(self, number: int, said: dict) -> subprocess.Popen:

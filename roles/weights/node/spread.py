@@ -34,7 +34,7 @@ def join(
     given = [(name, file["size"], file["sha256"]) for name, file in sorted(files.items())]
     who = {"me": said["me"], "nodes": said["nodes"], "seeds": said["seeds"]}
     how = {
-        "secret": said["secret"].encode(), "grace": said.get("grace", 30), "on_progress": Progress(),
+        "secret": said["secret"].encode(), "grace": said["grace"], "on_progress": Progress(),
         "patience": 600 + sum(size for _, size, _ in given) / READING,
     }  # fmt: skip
     try:

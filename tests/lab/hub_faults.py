@@ -125,7 +125,10 @@ def spoiled(to: int, spoil: Spoil, host: str = "127.0.0.1") -> Iterator[str]:
         made.headers.pop("Transfer-Encoding", None)
         made.headers.pop("Content-Length", None)
         spoil(request.path, made)
-        return web.Response(status=made.status, headers=made.headers, body=made.body)
+        response = web.Response(status=made.status, headers=made.headers, body=made.body)
+        if int(made.headers.get("Content-Length", 0)) > len(made.body):
+            response.force_close()  # no more of it comes
+        return response
 
     sessions: list[ClientSession] = []
 

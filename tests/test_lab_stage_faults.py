@@ -15,7 +15,7 @@ from tests.lab.hub_faults import MIB, Answer, line, spoiled
 from tests.lab.hub_testing import RunningHub, running_hub
 from tests.lab.node import Node
 from tests.lab.paths import GATEWAY, HUB_PORT, MODELS, TOKENS
-from tests.lab.testing import BIN, REPOSITORY, pyinfra
+from tests.lab.testing import BIN, REPOSITORY, everywhere, pyinfra
 
 pytestmark = pytest.mark.lab
 
@@ -33,7 +33,7 @@ def provisioned(lab: list[Node]) -> None:
 def digests(nodes: list[Node], folder: str) -> set[str]:
     """One entry when the nodes have the same snapshot, with the same manifest."""
     files = "find . -path ./commits -prune -o -type f -not -name *.pieces -print0 | sort -z"
-    return {node.sudo(f"cd {WEIGHTS}/{folder} && {files} | xargs -0 sha256sum") for node in nodes}
+    return {*everywhere(nodes, f"cd {WEIGHTS}/{folder} && {files} | xargs -0 openssl sha256 -r")}
 
 
 @contextmanager
@@ -59,8 +59,7 @@ SAID = {
 @pytest.mark.parametrize("harm", SAID)
 def test_a_download_that_breaks_off_on_a_node_goes_on_where_it_was(lab: list[Node], harm: str) -> None:
     folder, data = "HuggingFaceTB--SmolLM2-135M-Instruct", {**TP3, "hf_token": READER}
-    for node in lab:
-        node.sudo(f"rm -rf {WEIGHTS}/{folder}")
+    everywhere(lab, f"rm -rf {WEIGHTS}/{folder}")
     tokens = TOKENS.read_text()
     try:
         with (
@@ -132,8 +131,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningHub]:
 def awkward(lab: list[Node]) -> Iterator[dict[str, object]]:
     """What is said of it."""
     yield {"model": "lab/awkward", "pipeline_parallel": 3, "tensor_parallel": 1}
-    for node in lab:
-        node.sudo(f"rm -rf {WEIGHTS}/lab--awkward")
+    everywhere(lab, f"rm -rf {WEIGHTS}/lab--awkward")
 
 
 def test_wrong_bytes_awkward_names_and_a_revision_that_moves(
@@ -171,6 +169,7 @@ def test_thousands_of_small_files(lab: list[Node]) -> None:
         outcome = pyinfra("stage_weights", model="tiny-llama", pipeline_parallel=3, mirror="/srv/many")
         assert outcome.code == 0, outcome.said
         assert len(digests(lab, "rackserve-lab--tiny-llama")) == 1
+        lab[0].sudo(f"diff -r /srv/many {folder}/main/")
         assert int(lab[2].sudo(f"find {folder}/main/ -name *.bin | wc -l")) == 5000
     finally:
         for node in lab:

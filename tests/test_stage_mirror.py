@@ -303,15 +303,3 @@ def test_a_folder_whose_links_lead_nowhere_says_how_to_copy_it(node, carried):
     assert said == (
         f"the mirror {carried}: {SHARD} is a link to nothing; copy with links followed (rsync -L)"
     )
-
-
-def test_five_thousand_small_files(node, hub, tmp_path):
-    names = ["config.json", *(f"part {number % 20}/{number}.txt" for number in range(5000))]
-    for name in names:
-        (tmp_path / "disk" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "disk" / name).write_text('{"num_hidden_layers": 2}' if name == "config.json" else name)
-    said = {"mirror": str(tmp_path / "disk")}
-    node("resolve", said=said)
-    commit = (node.model / "commits/main").read_text().split()[0]
-    node.staged(said=said, commit=commit)
-    assert all((node.path / name).read_text() == (tmp_path / "disk" / name).read_text() for name in names)

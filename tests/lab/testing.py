@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,12 @@ def _settings(data: dict[str, Any]) -> list[str]:
     for key, value in data.items():
         words += ["--data", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
     return words
+
+
+def everywhere(nodes: list[Node], command: str) -> list[str]:
+    """What a shell command prints as root on each node, run on all of them at once."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda node: node.sudo(command), nodes))
 
 
 def executions(said: str) -> int:

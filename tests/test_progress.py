@@ -1,6 +1,9 @@
 """Lines for people while weights come."""
 
+from threading import Thread
+
 import pytest
+import sources
 from progress import Progress, done, duration
 
 GB = 10**9
@@ -63,3 +66,19 @@ def test_the_last_line_is_a_row():
 )
 def test_durations(seconds, said):
     assert duration(seconds) == said
+
+
+def test_what_is_put_in_its_place_while_it_is_looked_at_does_no_harm(tmp_path):
+    rest, place = tmp_path / "rest", tmp_path / "place"
+    rest.write_text("all")
+
+    def move():
+        for _ in range(1000):
+            rest.rename(place)
+            place.rename(rest)
+
+    moving, sizes = Thread(target=move), set()
+    moving.start()
+    while moving.is_alive():
+        sizes.add(sources._size(rest))
+    assert sizes <= {0, 3}

@@ -169,4 +169,7 @@ def _rest(partial: Path, file: File) -> Path:
 
 
 def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+    try:
+        return path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):  # or it was just put in its place
+        return 0

@@ -39,6 +39,19 @@ def node(hub, tmp_path):
     return Node(hub, tmp_path)
 
 
+@pytest.fixture(scope="module")
+def whole(hub, tmp_path_factory):
+    """A node that staged it; others begin with a copy of what it has."""
+    return Node(hub, tmp_path_factory.mktemp("whole")).staged()
+
+
+@pytest.fixture(scope="module")
+def older(hub, tmp_path_factory):
+    """One that staged an older commit, whose config.json is another."""
+    node = Node(hub, tmp_path_factory.mktemp("older"))
+    return node.staged(commit=node.commit(revision="v1"), expected={"num_hidden_layers": 1})
+
+
 def test_resolve_records_the_commit_of_the_revision(node):
     assert node("resolve") == (True, "", "")
     record = node.model / "commits" / "main"
@@ -58,8 +71,8 @@ def test_fetch_puts_every_file_in_place_and_status_is_content(node, hub):
     assert list(node.model.glob(".*")) == []
 
 
-def test_a_second_fetch_of_what_is_right_fetches_nothing(node):
-    node.staged()
+def test_a_second_fetch_of_what_is_right_fetches_nothing(node, whole):
+    node.like(whole)
     with node.fetched() as names:
         node.staged()
     assert names == []
@@ -78,8 +91,8 @@ def truncated(path):
 
 @pytest.mark.parametrize("name", ["config.json", SHARD])
 @pytest.mark.parametrize("harm", [damaged, truncated, Path.unlink], ids=["damaged", "truncated", "deleted"])
-def test_only_a_file_that_is_wrong_is_fetched_again(node, hub, name, harm):
-    node.staged()
+def test_only_a_file_that_is_wrong_is_fetched_again(node, whole, hub, name, harm):
+    node.like(whole)
     harm(node.path / name)
     assert node.problem().startswith(name)
     with node.fetched() as names:
@@ -89,8 +102,8 @@ def test_only_a_file_that_is_wrong_is_fetched_again(node, hub, name, harm):
     assert node.problem() is None
 
 
-def test_a_file_that_was_only_touched_is_verified_and_not_fetched(node):
-    node.staged()
+def test_a_file_that_was_only_touched_is_verified_and_not_fetched(node, whole):
+    node.like(whole)
     os.utime(node.path / SHARD)
     assert node.problem() == f"{SHARD} changed since it was verified"
     with node.fetched() as names:
@@ -99,8 +112,8 @@ def test_a_file_that_was_only_touched_is_verified_and_not_fetched(node):
     assert node.problem() is None
 
 
-def test_a_manifest_that_a_power_cut_emptied_is_a_problem_that_fetch_mends(node):
-    node.staged()
+def test_a_manifest_that_a_power_cut_emptied_is_a_problem_that_fetch_mends(node, whole):
+    node.like(whole)
     (node.model / f"snapshot-{node.commit()}.json").write_text("")
     assert node.problem()
     with node.fetched() as names:
@@ -109,15 +122,15 @@ def test_a_manifest_that_a_power_cut_emptied_is_a_problem_that_fetch_mends(node)
     assert node.problem() is None
 
 
-def test_a_manifest_that_is_gone_is_a_problem_that_fetch_mends(node):
-    node.staged()
+def test_a_manifest_that_is_gone_is_a_problem_that_fetch_mends(node, whole):
+    node.like(whole)
     (node.model / f"snapshot-{node.commit()}.json").unlink()
     assert node.problem()
     assert node.staged().problem() is None
 
 
-def test_another_commit_takes_the_link_over(node):
-    node.staged()
+def test_another_commit_takes_the_link_over(node, whole):
+    node.like(whole)
     other = node.commit(revision="v1")
     assert node.problem(commit=other) == "not staged yet"
     node.staged(commit=other, expected={"num_hidden_layers": 1})
@@ -228,15 +241,15 @@ def test_a_download_that_is_cut_is_finished_in_the_same_run(node, hub):
     assert sha256(node.path / SHARD) == sha256(hub.root / OPEN / SHARD)
 
 
-def test_a_snapshot_that_is_in_place_stays_until_another_is_whole(node):
-    node.staged()
+def test_a_snapshot_that_is_in_place_stays_until_another_is_whole(node, whole):
+    node.like(whole)
     other = node.commit(revision="v1")
     assert node.refused("fetch", commit=other)  # its config has one layer, not two
     assert node.problem() is None
 
 
-def test_what_another_commit_has_is_not_fetched_again(node):
-    node.staged(commit=(other := node.commit(revision="v1")), expected={"num_hidden_layers": 1})
+def test_what_another_commit_has_is_not_fetched_again(node, older):
+    other = node.like(older).commit(revision="v1")
     with node.fetched() as names:
         node.staged()
     assert sorted(names) == ["config.json", "extra/notes.txt"]
@@ -244,8 +257,8 @@ def test_what_another_commit_has_is_not_fetched_again(node):
     assert os.path.samefile(node.path / SHARD, node.model / f"snapshot-{other}" / SHARD)
 
 
-def test_what_another_commit_has_is_found_after_a_kill_and_beside_what_is_no_manifest(node):
-    node.staged(commit=node.commit(revision="v1"), expected={"num_hidden_layers": 1})
+def test_what_another_commit_has_is_found_after_a_kill_and_beside_what_is_no_manifest(node, older):
+    node.like(older)
     (node.model / f".partial-{node.commit()}").mkdir()
     (node.model / "snapshot-list.json").write_text("[]")
     (node.model / "snapshot-folder.json").mkdir()
@@ -256,8 +269,8 @@ def test_what_another_commit_has_is_found_after_a_kill_and_beside_what_is_no_man
 
 
 @pytest.mark.parametrize("harm", ["folder", "link", "dangling link", "file for a folder"])
-def test_something_else_in_the_place_of_a_file_is_seen_and_mended(node, tmp_path, harm):
-    node.staged()
+def test_something_else_in_the_place_of_a_file_is_seen_and_mended(node, whole, tmp_path, harm):
+    node.like(whole)
     snapshot, outside = node.path.resolve(), tmp_path / "elsewhere"
     if harm == "file for a folder":
         shutil.rmtree(snapshot / "extra")
@@ -284,8 +297,8 @@ def test_what_an_earlier_run_wanted_and_this_one_does_not_is_not_published(node)
 
 
 @pytest.mark.parametrize("files", [{}, [], {"w": {}}, {"w": {"size": 3}}], ids=str)
-def test_a_manifest_that_says_too_little_is_mended_and_hides_no_other(node, files):
-    node.staged(commit=node.commit(revision="v1"), expected={"num_hidden_layers": 1})
+def test_a_manifest_that_says_too_little_is_mended_and_hides_no_other(node, older, files):
+    node.like(older)
     node.staged()
     (node.model / f"snapshot-{node.commit()}.json").write_text(json.dumps({"files": files}))
     assert list(on(node)) == [node.commit(revision="v1")]
@@ -303,8 +316,8 @@ def test_what_is_being_fetched_is_not_pruned(node):
         assert json.loads(kept(node, "excess").stdout) == []
 
 
-def test_what_another_commit_has_wrong_is_fetched_and_stays_there(node, hub):
-    node.staged(commit=(other := node.commit(revision="v1")), expected={"num_hidden_layers": 1})
+def test_what_another_commit_has_wrong_is_fetched_and_stays_there(node, older, hub):
+    other = node.like(older).commit(revision="v1")
     shard = node.model / f"snapshot-{other}" / SHARD
     seen = shard.stat()
     damaged(shard)
@@ -343,8 +356,8 @@ def test_the_manifest_is_the_same_wherever_it_is_made(hub, tmp_path):
     assert one == other and json.loads(one)["commit"] == nodes[0].commit()
 
 
-def test_verifying_finds_what_no_look_at_size_and_time_does_and_staging_mends_it(node):
-    node.staged()
+def test_verifying_finds_what_no_look_at_size_and_time_does_and_staging_mends_it(node, whole):
+    node.like(whole)
     assert kept(node, "verify").returncode == 0
     seen = (node.path / SHARD).stat()
     damaged(node.path / SHARD)
@@ -360,8 +373,8 @@ def test_verifying_finds_what_no_look_at_size_and_time_does_and_staging_mends_it
     assert names == [SHARD] and kept(node, "verify").returncode == 0
 
 
-def test_verifying_says_what_to_do_about_an_old_snapshot_and_what_is_no_file_of_it(node):
-    node.staged(commit=(other := node.commit(revision="v1")), expected={"num_hidden_layers": 1})
+def test_verifying_says_what_to_do_about_an_old_snapshot_and_what_is_no_file_of_it(node, older):
+    other = node.like(older).commit(revision="v1")
     node.staged()
     damaged(node.model / f"snapshot-{other}" / "config.json")
     (node.path / "model-00009.safetensors").write_bytes(b"")
@@ -372,16 +385,16 @@ def test_verifying_says_what_to_do_about_an_old_snapshot_and_what_is_no_file_of_
     )
 
 
-def test_verifying_is_remembered(node):
-    node.staged()
+def test_verifying_is_remembered(node, whole):
+    node.like(whole)
     manifest = node.model / f"snapshot-{node.commit()}.json"
     os.utime(manifest, (1, 1))
     kept(node, "verify")
     assert on(node)[node.commit()]["verified"] > time.time() - 60
 
 
-def test_old_snapshots_are_excess_and_what_a_revision_means_is_not(node):
-    node.staged()
+def test_old_snapshots_are_excess_and_what_a_revision_means_is_not(node, whole):
+    node.like(whole)
     other = node.commit(revision="v1")
     node.staged(commit=other, expected={"num_hidden_layers": 1})
     (node.model / ".partial-x").mkdir()
@@ -422,9 +435,9 @@ def joined(nodes, seeds=1):
     return [(run.communicate(timeout=60), run.returncode) for run in runs]
 
 
-def test_nodes_take_it_from_one_that_has_it_and_the_hub_is_not_asked(hub, tmp_path):
+def test_nodes_take_it_from_one_that_has_it_and_the_hub_is_not_asked(hub, whole, tmp_path):
     nodes = [Node(hub, tmp_path / name) for name in "abc"]
-    nodes[0].staged()
+    nodes[0].like(whole)
     with nodes[0].fetched() as names:
         for (_, err), code in joined(nodes):
             assert (code, err) == (0, "")
@@ -439,10 +452,10 @@ def test_nodes_take_it_from_one_that_has_it_and_the_hub_is_not_asked(hub, tmp_pa
 
 
 @pytest.mark.parametrize("harm", [False, True])
-def test_a_node_takes_of_a_new_commit_only_what_it_has_not(hub, tmp_path, harm):
+def test_a_node_takes_of_a_new_commit_only_what_it_has_not(hub, older, tmp_path, harm):
     nodes = [Node(hub, tmp_path / name) for name in "ab"]
     for node in nodes:
-        node.staged(commit=(other := node.commit(revision="v1")), expected={"num_hidden_layers": 1})
+        other = node.like(older).commit(revision="v1")
     nodes[0].staged()
     shard = nodes[1].model / f"snapshot-{other}" / SHARD
     seen = shard.stat()
@@ -457,17 +470,17 @@ def test_a_node_takes_of_a_new_commit_only_what_it_has_not(hub, tmp_path, harm):
     assert ("0.00 GB" in out.splitlines()[-1]) != harm, out
 
 
-def test_a_file_that_is_wrong_is_taken_from_a_node(hub, tmp_path):
-    nodes = [Node(hub, tmp_path / name).staged() for name in "ab"]
+def test_a_file_that_is_wrong_is_taken_from_a_node(hub, whole, tmp_path):
+    nodes = [Node(hub, tmp_path / name).like(whole) for name in "ab"]
     damaged(nodes[1].path / SHARD)
     with nodes[0].fetched() as names:
         assert [code for _, code in joined(nodes)] == [0, 0]
     assert names == [] and nodes[1].problem() is None and kept(nodes[1], "verify").returncode == 0
 
 
-def test_the_only_one_that_has_it_has_it_wrong(hub, tmp_path):
+def test_the_only_one_that_has_it_has_it_wrong(hub, whole, tmp_path):
     nodes = [Node(hub, tmp_path / name) for name in "abc"]
-    nodes[0].staged()
+    nodes[0].like(whole)
     assert [code for _, code in joined(nodes[:2])] == [0, 0]  # now it has kept the hashes of its pieces
     shard = nodes[0].path / SHARD
     seen = shard.stat()
@@ -478,9 +491,9 @@ def test_the_only_one_that_has_it_has_it_wrong(hub, tmp_path):
     assert nodes[2].problem() == "not staged yet"
 
 
-def test_a_snapshot_that_contradicts_the_catalogue_is_not_published(hub, tmp_path):
+def test_a_snapshot_that_contradicts_the_catalogue_is_not_published(hub, whole, tmp_path):
     nodes = [Node(hub, tmp_path / name) for name in "ab"]
-    nodes[0].staged()
+    nodes[0].like(whole)
     command = nodes[1].command
     nodes[1].command = lambda action, **options: command(action, expected={"num_hidden_layers": 9})
     (_, ((_, err), code)) = joined(nodes)
@@ -488,10 +501,10 @@ def test_a_snapshot_that_contradicts_the_catalogue_is_not_published(hub, tmp_pat
     assert nodes[1].problem() == "not staged yet"
 
 
-def test_what_an_earlier_run_left_running_is_ended(hub, tmp_path):
+def test_what_an_earlier_run_left_running_is_ended(hub, whole, tmp_path):
     """Its connection was cut, it did not notice: it waits for a seed, and holds the port."""
     nodes = [Node(hub, tmp_path / name) for name in "ab"]
-    nodes[0].staged()
+    nodes[0].like(whole)
     (port,) = free_ports(1)
     files = json.loads((nodes[0].model / f"snapshot-{nodes[0].commit()}.json").read_text())["files"]
     me = f"127.0.0.1:{port}"

@@ -32,14 +32,15 @@ class Load:
 
     def __init__(
         self, folder: Path, url: str, key: str, *, model: str, expected: Path, users: int,
-        limit: int = 1800, pause: float = 0, keep: bool = True, short: Sequence[int] = SHORT, long: Sequence[int] = LONG,
+        limit: int = 1800, pause: float = 0, keep: bool = True,
+        short: Sequence[int] = SHORT, long: Sequence[int] = LONG,
         locustfile: Path = LOCUSTFILE, inside: Sequence[str] = (), **plan: Any,
     ) -> None:  # fmt: skip
         self.folder, self.url, self.key, self.users, self.limit = folder, url, key, users, limit
         self.locustfile, self.inside = locustfile, inside
         self.plan = {
-            "model": model, "expected": str(expected), "pause": pause, "keep": keep, "short": short, "long": long,
-            **plan,
+            "model": model, "expected": str(expected), "pause": pause, "keep": keep,
+            "short": short, "long": long, **plan,
         }  # fmt: skip
 
     def __enter__(self) -> Load:

@@ -11,10 +11,10 @@ import models
 from models.plan import Replica
 from models.rollout import Found, Release, Rollout, Step, back, before, merged, rollout
 from models.weights import stored_bytes
-from roles import gang, lock, ray, releases, runtime, secret, service, vllm, weights
+from roles import gang, gateway, lock, ray, releases, runtime, secret, service, vllm, weights
 from roles.files import File
 
-from .cluster import asked, cluster, gateways, network_of, plan, refusing
+from .cluster import Refused, asked, cluster, gateways, network_of, plan, refusing
 
 _once = RLock()  # hosts are prepared side by side
 
@@ -65,8 +65,9 @@ def entry(deploy: str, change: Rollout) -> releases.Entry:
     """What the history says of this run."""
     gone = {name: (seen.release.id if seen.release else "", "") for name, seen in change.leaving.items()}
     changed = {step.name: (step.was.id if step.was else "", step.new.id) for step in change.steps}
+    served = ", ".join(dict.fromkeys(step.new.serves for step in change.steps))
     return releases.Entry(
-        run=lock.ID, who=lock.RUN["who"], deploy=deploy, model=plan().model.name, replicas={**gone, **changed}
+        run=lock.ID, who=lock.RUN["who"], deploy=deploy, model=served, replicas={**gone, **changed}
     )
 
 
@@ -84,6 +85,9 @@ def _change() -> Rollout:
 
 @cache
 def _undone() -> Rollout:
+    there = [name for name in cluster().hosts if asked(name).get_fact(gateway.Servers)]
+    if there and not gateways():
+        raise Refused(f"{there[0]} is a gateway, and the settings name none: say it with --data gateway=...")
     runs = asked(cluster().control.name).get_fact(releases.History, last=200)
     return refusing(lambda: back(_found(), before(runs)))
 
@@ -102,6 +106,7 @@ def _release(name: str) -> Release:
         devices=tuple(replica.devices),
         model=model_path(),
         parts=tuple(part.unit for part in _parts(replica)[replica.head.name]),
+        serves=plan().model.name,
     )
 
 

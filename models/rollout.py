@@ -28,6 +28,7 @@ class Release:
     devices: tuple[int, ...]
     model: str
     parts: tuple[str, ...] = ()  # the units of its first host
+    serves: str = ""  # the name by which clients ask for the model
 
     @property
     def head(self) -> str:

@@ -57,19 +57,22 @@ def rollout(
 
 @click.command()
 @inventory_option
+@data_option
 @dry_option
 @drain_option
 @cut_option
 @degraded_option
 @watch_option
 @click.pass_context
-def rollback(context: click.Context, inventory: str, dry: bool, **settings: Any) -> None:
+def rollback(
+    context: click.Context, inventory: str, data: tuple[str, ...], dry: bool, **settings: Any
+) -> None:
     """Bring the replicas that the last run changed back to what they ran before it.
 
     The same way, one after another. The inventory is not changed: correct it, for the next deploy goes
     forward again.
     """
-    _run(context, "rollback", inventory, _data(settings), dry, diff=False)
+    _run(context, "rollback", inventory, [*data, *_data(settings)], dry, diff=False)
 
 
 @click.command()

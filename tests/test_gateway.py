@@ -11,7 +11,19 @@ import pytest
 import requests
 from gang import TIMES
 
-from roles.gateway import Server, admin, drain, drained, enough, operations, ready, render, watch, watched
+from roles.gateway import (
+    Server,
+    admin,
+    drain,
+    drained,
+    enough,
+    operations,
+    ready,
+    render,
+    seen,
+    watch,
+    watched,
+)
 from roles.gateway.operations import CONFIG, Configuration, Loaded, Servers, configured
 from roles.units.facts import timestamp
 from tests.fake_openai import RIGHT
@@ -224,6 +236,17 @@ def test_nobody_is_taken_out_while_another_is_down_unless_told(on_host, monkeypa
 def test_one_that_has_just_come_back_is_waited_for(on_host, monkeypatch):
     answering(monkeypatch, [one("replica-1", status="UP 1/3 ".replace("UP", "DOWN"))], [one("replica-1")])
     assert on_host({}, executing=True).yielded(enough, besides=["replica-0"], others=["replica-1"]) == []
+
+
+def test_a_replica_is_let_in_when_the_gateway_sees_it(on_host, monkeypatch):
+    answering(monkeypatch, [one("replica-0", status="DOWN")], [one("replica-0")])
+    assert on_host({}, executing=True).yielded(seen, replica="replica-0") == []
+    answering(monkeypatch, [one("replica-0", status="DOWN (agent)")])
+    problems = []
+    (problem,) = on_host({}, executing=True).yielded(seen, replica="replica-0")
+    assert problem == "the gateway takes replica-0 for DOWN (agent)"
+    on_host({}, executing=True).yielded(seen, replica="replica-0", otherwise=problems.append)
+    assert problems == [problem]
 
 
 def test_who_does_worse_than_the_others_is_named(on_host, monkeypatch):

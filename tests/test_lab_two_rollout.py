@@ -90,7 +90,7 @@ def test_a_rollback_brings_back_what_ran_before_both_runs_without_a_failed_reque
     lab: list[Node], inventory: str, expected: Path
 ) -> None:
     with load(lab[0], expected):
-        done = rackserve("rollback", "--watch", "3", "-i", inventory)
+        done = rackserve("rollback", "--watch", "3", "-i", inventory, **TWO)
     assert done.code == 0, done.said
     assert running(lab[0]) == ["replica-0:max-num-seqs: 8", "replica-1:max-num-seqs: 8"]
     assert all_well(lab[0])

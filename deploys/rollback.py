@@ -20,6 +20,8 @@ barrier(name="The release of before is on its nodes")
 
 if change.leaving:
     replacing.retire(change.leaving)
+if gateways() and change.answering:  # a run that broke off may have left one out
+    replacing.let_in(change.serving(0), change.answering)
 for place in host.loop(range(len(change.batches))):
     replacing.replace(change, place, entry)
 if gateways() and change:

@@ -141,6 +141,7 @@ class Rollout:
     leaving: Mapping[str, Found]
     batches: Sequence[Batch]
     staying: Sequence[Release] = ()
+    up: Sequence[str] = ()  # those that generate now
 
     def __bool__(self) -> bool:
         return bool(self.leaving or self.batches)
@@ -148,6 +149,11 @@ class Rollout:
     @cached_property
     def steps(self) -> tuple[Step, ...]:
         return tuple(step for batch in self.batches for step in batch.steps)
+
+    @property
+    def answering(self) -> list[str]:
+        """Those that a gateway may send requests to before anything is done, if anything is."""
+        return [name for name in self.up if name not in self.leaving] if self else []
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -186,7 +192,8 @@ def rollout(wanted: Sequence[Release], found: Mapping[str, Found], only: str | N
     staying = [
         seen.release for name, seen in there.items() if name not in (*touched, *leaving) and seen.release
     ]
-    return Rollout(leaving, [*([Batch(tuple(at_once), fresh=True)] if at_once else []), *later], staying)
+    batches = [*([Batch(tuple(at_once), fresh=True)] if at_once else []), *later]
+    return Rollout(leaving, batches, staying, [name for name, seen in there.items() if _is_up(seen)])
 
 
 def before(runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -230,6 +237,10 @@ def _differs(wanted: Release, found: Found | None) -> bool:
 
 def _answers(step: Step) -> bool:
     return step.old is not None and step.old.up
+
+
+def _is_up(found: Found) -> bool:
+    return found.up and found.release is not None
 
 
 def _groups(steps: Sequence[Step]) -> Iterator[list[Step]]:

@@ -91,9 +91,7 @@ class Gateway:
         return {one["name"]: one for one in json.loads(self.admin("servers"))}
 
     def reload(self):
-        self.admin("save")
-        self.process.send_signal(12)  # SIGUSR2
-        time.sleep(1.5)
+        self.admin("reload", str(self.process.pid))
 
 
 class Agent(socketserver.ThreadingTCPServer):

@@ -84,6 +84,16 @@ def test_what_is_no_longer_planned_leaves_and_what_only_is_put_by_does_not():
     assert change.names == ("replica-0",)
 
 
+def test_who_answers_is_let_in_before_anything_is_done_and_only_if_anything_is():
+    wanted = [release(0), release(1, hosts=("b",))]
+    seen = {one.replica: found(one) for one in [*wanted, release(2, hosts=("c",))]}
+    assert rollout(wanted, seen).answering == ["replica-0", "replica-1"]  # replica-2 leaves
+    seen["replica-1"] = found(wanted[1], up=False)
+    assert rollout(wanted, seen).answering == ["replica-0"]
+    del seen["replica-2"]
+    assert rollout(wanted, seen).answering == []
+
+
 def test_only_one_is_replaced_where_only_that_is_asked_for():
     wanted = [release(0), release(1, hosts=("b",))]
     seen = {one.replica: found(replace(one, id="old")) for one in [*wanted, release(7, hosts=("c",))]}

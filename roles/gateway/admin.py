@@ -2,18 +2,22 @@
 
 admin.py servers           the replicas' states and sessions, as JSON
 admin.py drain|ready NAME  no new request for a replica; requests again
-admin.py save              what a reload is to start from
+admin.py reload PID        HAProxy's master of that id goes on with the file as it is now
 """
 
 import csv
 import json
 import os
 import re
+import signal
 import socket
 import sys
+import time
 
 CONFIG = "/etc/rackserve/gateway/haproxy.cfg"
 RUN = "/run/rackserve-gateway"
+
+PATIENCE = 30  # seconds for HAProxy to start anew
 
 #: Not HAProxy's own "drain", which lets requests of known sessions in. Requests that run end as they would.
 STATES = {"drain": "maint", "ready": "ready"}
@@ -22,10 +26,10 @@ STATES = {"drain": "maint", "ready": "ready"}
 def main(verb, name=None, run=RUN, config=CONFIG):
     if verb == "servers":
         print(json.dumps(servers(run)))
-    elif verb == "save":
-        save(run, config)
+    elif verb == "reload":
+        reload(run, config, int(name))
     else:
-        said = ask(run, f"set server replicas/{name} state {STATES[verb]}")
+        said = ask(run, current(run), f"set server replicas/{name} state {STATES[verb]}")
         if said:
             sys.exit(said)
         save(run, config)
@@ -37,9 +41,10 @@ def servers(run):
     With those of HAProxies of before a reload, which end their last answers: they do not take orders
     any more, and what waits there for a replica will still go to it.
     """
-    seen = rows(ask(run, "show stat"))
-    for pid in ending(run):
-        for name, row in rows(ask(run, f"@!{pid} show stat; quit", "master.sock")).items():
+    now, ending = processes(run)
+    seen = rows(ask(run, now[0], "show stat"))
+    for pid in ending:
+        for name, row in rows(ask(run, pid, "show stat")).items():
             if name in seen:
                 seen[name]["sessions"] += row["sessions"] + row["queued"]
     return list(seen.values())
@@ -61,10 +66,32 @@ def rows(stat):
     }
 
 
-def ending(run):
-    """The processes of before a reload that still answer."""
-    _, _, old = ask(run, "show proc; quit", "master.sock").partition("# old workers")
-    return re.findall(r"(?m)^(\d+)\s+worker", old)
+def current(run):
+    return processes(run)[0][0]
+
+
+def processes(run):
+    """The ids of who takes requests, first the newest, and of those of before a reload that still answer."""
+    now, _, old = master(run, "show proc").partition("# old workers")
+    return [re.findall(r"(?m)^(\d+)\s+worker", said) for said in (now, old)]
+
+
+def reload(run, config, pid):
+    """Ends when there is a new process: until then orders would go to one that is about to end."""
+    save(run, config)
+    before = processes(run)[0]
+    os.kill(pid, signal.SIGUSR2)
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            now = processes(run)[0]
+        except OSError:  # the master is about to start itself anew
+            now = before
+        if now and now != before:
+            return
+        if time.monotonic() > until:
+            sys.exit(f"HAProxy has not loaded {config} after {PATIENCE} s: see its journal")
+        time.sleep(0.1)
 
 
 def save(run, config):
@@ -75,7 +102,7 @@ def save(run, config):
     """
     with open(config) as file:
         ports = dict(re.findall(r"^ *server (\S+) \S+:(\d+)", file.read(), re.MULTILINE))
-    version, names, *rows = ask(run, "show servers state").splitlines()
+    version, names, *rows = ask(run, current(run), "show servers state").splitlines()
     kept = [version, names]
     for row in csv.DictReader([names.removeprefix("# "), *rows], delimiter=" "):
         if row["srv_admin_state"] != "0" and row["srv_name"] in ports:
@@ -86,11 +113,16 @@ def save(run, config):
     os.replace(new, f"{run}/servers.state")
 
 
-def ask(run, command, of="admin.sock"):
+def ask(run, pid, command):
+    """One of HAProxy's processes, and no other: on their own socket whoever has it just then would answer."""
+    return master(run, f"@!{pid} {command}")
+
+
+def master(run, command):
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(10)
-        connection.connect(f"{run}/{of}")
-        connection.sendall(f"{command}\n".encode())
+        connection.connect(f"{run}/master.sock")
+        connection.sendall(f"{command}; quit\n".encode())
         return b"".join(iter(lambda: connection.recv(65536), b"")).decode().strip()
 
 

@@ -72,7 +72,7 @@ class Servers(FactBase[dict[str, dict[str, Any]]]):
     """{replica: how the gateway on this host sees it}; see admin.py."""
 
     def command(self) -> str:
-        return f"test ! -e {RUN}/admin.sock || python3 {ADMIN} servers"
+        return f"test ! -e {RUN}/master.sock || python3 {ADMIN} servers"
 
     def process(self, output: list[str]) -> dict[str, dict[str, Any]]:
         return {one["name"]: one for one in json.loads("".join(output) or "[]")}
@@ -219,7 +219,7 @@ def _await(replica: str, timeout: float) -> str | None:
 
 def _servers() -> list[dict[str, Any]]:
     """As they are now; none where no gateway runs yet."""
-    words = ("sh", "-c", f"test ! -e {RUN}/admin.sock || python3 {ADMIN} servers")
+    words = ("sh", "-c", f"test ! -e {RUN}/master.sock || python3 {ADMIN} servers")
     succeeded, out, err = remote.run(host, *words, **remote.arguments(host))
     if not succeeded:
         raise OperationError(f"{host.name}: the gateway does not say how its replicas are: {err or out}")

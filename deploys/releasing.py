@@ -50,9 +50,10 @@ def files(replica: Replica, name: str) -> list[File]:
 
 
 def staying() -> list[Step]:
-    """Replicas that this run does not touch."""
+    """Replicas that this run does not touch, and that generate or are about to."""
     with _once:
-        return [Step(release, _found()[release.replica]) for release in _change().staying]
+        there = [Step(release, _found()[release.replica]) for release in _change().staying]
+    return [step for step in there if step.old and step.old.settled]
 
 
 def undone() -> Rollout:

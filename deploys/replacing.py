@@ -147,7 +147,7 @@ def confirm(staying: Sequence[Step]) -> None:
         if step.old and not step.old.proof(step.new.id):
             answered(step, None)
             keep_answer(step)
-    barrier(name="Every replica generates")
+    barrier(name="Every replica that stays as it is generates")
 
 
 def generate(release: Release, otherwise: Callable[[str], None] | None) -> None:

@@ -44,11 +44,11 @@ units.only(name="Stop what is not planned", pattern="rackserve-*.service", keep=
 replicas.only(name="Remove what is not planned", keep=stays)
 barrier(name="Only planned replicas are left")
 
+replacing.confirm(releasing.staying())
 if gateways() and change.answering:  # a run that broke off may have left one out
     replacing.let_in(change.serving(0), change.answering)
 for place in host.loop(range(len(change.batches))):
     replacing.replace(change, place, entry)
-replacing.confirm(releasing.staying())
 
 if gateways():
     replacing.let_in(change.serving(len(change.batches)), [replica.name for replica in plan().replicas])

@@ -141,7 +141,7 @@ class Rollout:
     leaving: Mapping[str, Found]
     batches: Sequence[Batch]
     staying: Sequence[Release] = ()
-    up: Sequence[str] = ()  # those that generate now
+    well: Sequence[str] = ()  # those that generate now, and those of `staying` that are about to
 
     def __bool__(self) -> bool:
         return bool(self.leaving or self.batches)
@@ -152,8 +152,8 @@ class Rollout:
 
     @property
     def answering(self) -> list[str]:
-        """Those that a gateway may send requests to before anything is done, if anything is."""
-        return [name for name in self.up if name not in self.leaving] if self else []
+        """Those to which a gateway is to send requests before anything is done, if anything is."""
+        return [name for name in self.well if name not in self.leaving] if self else []
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -193,7 +193,12 @@ def rollout(wanted: Sequence[Release], found: Mapping[str, Found], only: str | N
         seen.release for name, seen in there.items() if name not in (*touched, *leaving) and seen.release
     ]
     batches = [*([Batch(tuple(at_once), fresh=True)] if at_once else []), *later]
-    return Rollout(leaving, batches, staying, [name for name, seen in there.items() if _is_up(seen)])
+    well = [
+        name
+        for name, seen in there.items()
+        if seen.release and (seen.up or seen.settled and name not in touched)
+    ]
+    return Rollout(leaving, batches, staying, well)
 
 
 def before(runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -237,10 +242,6 @@ def _differs(wanted: Release, found: Found | None) -> bool:
 
 def _answers(step: Step) -> bool:
     return step.old is not None and step.old.up
-
-
-def _is_up(found: Found) -> bool:
-    return found.up and found.release is not None
 
 
 def _groups(steps: Sequence[Step]) -> Iterator[list[Step]]:

@@ -79,6 +79,7 @@ Every release is on its nodes
 Stop what is not planned
 Remove what is not planned
 Only planned replicas are left
+Every replica that stays as it is generates
 Stop replica-0
 replica-0 has ended its work
 Stop replica-0 here, too
@@ -93,7 +94,6 @@ Keep what replica-0 answers
 replica-0 was tried
 replica-0 does well
 replica-0 runs
-Every replica generates
 Say in the history that it is done
 """.splitlines()
 

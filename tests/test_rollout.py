@@ -88,7 +88,9 @@ def test_who_answers_is_let_in_before_anything_is_done_and_only_if_anything_is()
     wanted = [release(0), release(1, hosts=("b",))]
     seen = {one.replica: found(one) for one in [*wanted, release(2, hosts=("c",))]}
     assert rollout(wanted, seen).answering == ["replica-0", "replica-1"]  # replica-2 leaves
-    seen["replica-1"] = found(wanted[1], up=False)
+    seen["replica-1"] = found(wanted[1], up=False)  # starts
+    assert rollout(wanted, seen).answering == ["replica-0", "replica-1"]
+    seen["replica-1"] = found(wanted[1], up=False, settled=False)
     assert rollout(wanted, seen).answering == ["replica-0"]
     del seen["replica-2"]
     assert rollout(wanted, seen).answering == []

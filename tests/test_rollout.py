@@ -92,6 +92,7 @@ def test_who_answers_is_let_in_before_anything_is_done_and_only_if_anything_is()
     assert rollout(wanted, seen).answering == ["replica-0", "replica-1"]
     seen["replica-1"] = found(wanted[1], up=False, settled=False)
     assert rollout(wanted, seen).answering == ["replica-0"]
+    seen["replica-1"] = found(wanted[1])
     del seen["replica-2"]
     assert rollout(wanted, seen).answering == []
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from functools import cache
 from threading import RLock
+from typing import Any
 
-from pyinfra import host
+from pyinfra import host, inventory, state
 
 import models
 from models.plan import Replica
-from models.rollout import Found, Release, Rollout, Step, back, before, merged, rollout
+from models.release import Found, Release, merged
+from models.rollout import Rollout, Step, back, before, rollout
 from models.weights import stored_bytes
 from roles import gang, gateway, lock, ray, releases, runtime, secret, service, vllm, weights
 from roles.files import File
@@ -49,6 +51,11 @@ def files(replica: Replica, name: str) -> list[File]:
         return _files(replica.name)[name]
 
 
+def installed() -> dict[str, str]:
+    """{replica: release} of this host, as this run was planned for."""
+    return {name: its["installed"] for name, its in _kept()[host.name].items()}
+
+
 def staying() -> list[Step]:
     """Replicas that this run does not touch, and that generate or are about to."""
     with _once:
@@ -73,15 +80,28 @@ def entry(deploy: str, change: Rollout) -> releases.Entry:
 
 
 @cache
+def _kept() -> dict[str, dict[str, dict[str, Any]]]:
+    with _once:
+        return {name: asked(name).get_fact(releases.Kept) for name in cluster().hosts}
+
+
 def _found() -> dict[str, Found]:
-    seen = {name: asked(name).get_fact(releases.Kept) for name in cluster().hosts}
-    return merged(seen)
+    return merged(_kept())
 
 
 @cache
 def _change() -> Rollout:
     wanted = [_release(replica.name) for replica in plan().replicas]
-    return refusing(lambda: rollout(wanted, _found(), host.data.get("_replica")))
+    return _whole(refusing(lambda: rollout(wanted, _found(), host.data.get("_replica"))))
+
+
+def _whole(change: Rollout) -> Rollout:
+    """Refused when --limit leaves out a host that it wants."""
+    wanted = [step.hosts for step in change.steps] + [seen.hosts for seen in change.leaving.values()]
+    for name in dict.fromkeys(name for names in wanted for name in names):
+        if inventory.get_host(name) not in state.activated_hosts:
+            raise Refused(f"{name} has a part in what is to be done, and --limit leaves it out")
+    return change
 
 
 @cache
@@ -90,7 +110,7 @@ def _undone() -> Rollout:
     if there and not gateways():
         raise Refused(f"{there[0]} is a gateway, and the settings name none: say it with --data gateway=...")
     runs = asked(cluster().control.name).get_fact(releases.History, last=200)
-    return refusing(lambda: back(_found(), before(runs)))
+    return _whole(refusing(lambda: back(_found(), before(runs))))
 
 
 @cache

@@ -8,7 +8,8 @@ from functools import partial
 
 from pyinfra import host
 
-from models.rollout import Batch, Found, Release, Rollout, Step
+from models.release import Found, Release
+from models.rollout import Batch, Rollout, Step
 from roles import gang, gateway, health, releases, runtime, service
 from roles.barrier import barrier
 
@@ -16,75 +17,96 @@ from .cluster import gateways, here, on_control
 
 PYTHON = f"{runtime.TOOLS}/bin/python"
 
-#: What went wrong with replicas in this run, and what they answered, by name.
+#: Of this run, by replica: what went wrong, what it answered, and what it did not answer in time.
 problems: dict[str, str] = {}
 answers: dict[str, str] = {}
+slow: dict[str, str] = {}
 
 
-def retire(leaving: Mapping[str, Found]) -> None:
+def retire(rollout: Rollout, entry: releases.Entry) -> None:
     """Replicas that are no longer planned, drained and gone."""
-    take_out(list(leaving))
-    stop({name: found.hosts for name, found in leaving.items()})
+    leaving, title = rollout.leaving, ", ".join(rollout.leaving)
+    spare(title, list(leaving), [release for release in rollout.serving(0)])
+    take_out(list(leaving), entry)
+    stop({name: stopping(found) for name, found in leaving.items()})
     for name in host.loop([name for name, found in leaving.items() if host.name in found.hosts]):
         releases.put(name=f"Remove {name}", replica=name, id=None)
-    barrier(name="Only planned replicas are left")
+    barrier(name=f"{title} is gone")
 
 
 def replace(rollout: Rollout, place: int, entry: releases.Entry) -> None:
     """One batch of a rollout. A replica that does not do well goes back to what it ran, and the run ends."""
-    batch, own = rollout.batches[place], here()
+    batch = rollout.batches[place]
     others = [release for release in rollout.serving(place) if release.replica not in batch.names]
     if not batch.fresh:
-        if at_gateway():
-            gateway.enough(
-                name=f"Look whether {batch.title} can be spared",
-                besides=batch.names, others=[other.replica for other in others], anyway=own.degraded,
-            )  # fmt: skip
-        barrier(name=f"{batch.title} can be spared")
-        take_out(batch.names)
+        spare(batch.title, batch.names, others)
+    take_out(batch.names, entry)  # also those that only began to answer since the run was planned
     stop({step.name: step.hosts for step in batch.steps})
     swap(batch.steps, lambda step: step.new)
-    prove(batch.steps)
+    prove(batch)
     if gateways():
         with when(partial(well, batch)):
             let_in(rollout.serving(place + 1), batch.names, None if batch.fresh else failed)
             if not batch.fresh:
                 watch(rollout, place)
-    if any(step.back for step in batch.steps):
+    with when(partial(well, batch)):
+        keep_answers(batch)
+    if goes_back(batch):
         with when(partial(ill, batch)):
-            undo(rollout, place)
+            undo(rollout, place, entry)
     if on_control():
         releases.judged(name=f"{batch.title} does well", entry=entry, problem=partial(said, batch))
     barrier(name=f"{batch.title} runs")
 
 
-def undo(rollout: Rollout, place: int) -> None:
-    """A batch as it was before; what was never proven stays down."""
+def undo(rollout: Rollout, place: int, entry: releases.Entry) -> None:
+    """A batch as it was before; of a replica that was not there, or never well, nothing stays."""
     batch = rollout.batches[place]
+    take_out(batch.names, entry, cut=True)
+    stop({step.name: step.hosts for step in batch.steps})
+    swap(batch.steps, lambda step: step.back.release if step.back else None)
     back = [step for step in batch.steps if step.back]
-    take_out(batch.names, cut=True)
-    stop({step.name: step.hosts for step in back})
-    swap(back, lambda step: step.back.release if step.back else None)
-    for step in host.loop(back):
-        if step.back and host.name == step.back.release.head:
+    for step in host.loop([step for step in back if step.back and host.name == step.back.release.head]):
+        if step.back:
             generate(step.back.release, otherwise=partial(still, step.name))
     barrier(name=f"{batch.title} runs what it ran before")
     if gateways():
         let_in(rollout.serving(place), [step.name for step in back], still)
 
 
-def take_out(names: Sequence[str], cut: bool = False) -> None:
-    """No gateway sends them anything more, and what they were sent has been answered, or may be cut."""
-    own = here()
+def spare(title: str, names: Sequence[str], others: Sequence[Release]) -> None:
+    """All others answer, or the run ends here."""
+    if at_gateway():
+        gateway.enough(
+            name=f"Look whether {title} can be spared",
+            besides=names, others=[other.replica for other in others], anyway=here().degraded,
+        )  # fmt: skip
+    barrier(name=f"{title} can be spared")
+
+
+def take_out(names: Sequence[str], entry: releases.Entry, cut: bool = False) -> None:
+    """No gateway sends them anything more, and what they were sent has been answered, or may be cut.
+
+    When one does not come to an end in time, all get requests again, and the run ends.
+    """
+    own, title = here(), ", ".join(names)
+    waits = None if cut or own.cut else slow.__setitem__
     for name in host.loop(names if at_gateway() else ()):
         gateway.drain(name=f"Take {name} out of the gateway", replica=name)
+    for name in host.loop(names if at_gateway() else ()):
         gateway.drained(
             name=f"Wait until {name} has answered",
-            replica=name,
-            timeout=own.drain_timeout,
-            cut=cut or own.cut,
-        )
-    barrier(name=f"{', '.join(names)} answers nobody")
+            replica=name, timeout=own.drain_timeout, otherwise=partial(waits, name) if waits else ignored,
+        )  # fmt: skip
+    barrier(name=f"{title} answers nobody")
+    if gateways() and waits:
+        with when(lambda: bool(slow)):
+            for name in host.loop(names if at_gateway() else ()):
+                gateway.ready(name=f"Let {name} go on", replica=name)
+            barrier(name=f"{title} goes on as it was")
+        if on_control():
+            releases.judged(name=f"{title} has answered", entry=entry, problem=too_slow)
+        barrier(name=f"{title} can be stopped")
 
 
 def let_in(
@@ -127,27 +149,33 @@ def swap(steps: Sequence[Step], to: Callable[[Step], Release | None]) -> None:
     barrier(name=f"{title} starts")
 
 
-def prove(steps: Sequence[Step]) -> None:
-    """Each generates and answers as it did: what one can go back to. Without that to go back to, the run
-    ends here if not."""
-    for step in host.loop([step for step in steps if host.name == step.new.head]):
-        otherwise = partial(failed, step.name) if step.back else None
+def prove(batch: Batch) -> None:
+    """Each generates and answers as it did. Where none can go back to anything, the run ends here if not."""
+    for step in host.loop([step for step in batch.steps if host.name == step.new.head]):
+        otherwise = partial(failed, step.name) if goes_back(batch) else None
         generate(step.new, otherwise)
         with when(partial(is_well, step.name)):
             answered(step, otherwise)
-        with when(partial(is_well, step.name)):
-            keep_answer(step)
-    barrier(name=f"{', '.join(step.name for step in steps)} was tried")
+    barrier(name=f"{batch.title} was tried")
+
+
+def keep_answers(batch: Batch) -> None:
+    """What one can go back to from now on."""
+    for step in host.loop([step for step in batch.steps if host.name in step.new.hosts]):
+        keep_answer(step)
+    barrier(name=f"{batch.title} can be gone back to")
 
 
 def confirm(staying: Sequence[Step]) -> None:
     """Replicas that are left as they are generate, or the run ends; what each answers is kept."""
     for step in host.loop([step for step in staying if host.name == step.new.head]):
         generate(step.new, otherwise=None)
-        if step.old and not step.old.proof(step.new.id):
+        if step.old and not step.old.proofs:
             answered(step, None)
-            keep_answer(step)
     barrier(name="Every replica that stays as it is generates")
+    unproven = [step for step in staying if step.old and not step.old.proofs]
+    for step in host.loop([step for step in unproven if host.name in step.new.hosts]):
+        keep_answer(step)
 
 
 def generate(release: Release, otherwise: Callable[[str], None] | None) -> None:
@@ -224,7 +252,26 @@ def failed(name: str, problem: str) -> None:
 
 
 def still(name: str, problem: str) -> None:
-    problems[name] += f"; and what it ran before is not well either: {problem}"
+    known = problems.get(name, "another of its batch was not well")
+    problems[name] = f"{known}; and what it ran before is not well either: {problem}"
+
+
+def goes_back(batch: Batch) -> bool:
+    return any(step.back for step in batch.steps)
+
+
+def too_slow() -> str:
+    more = "--data drain_timeout=SECONDS waits longer, --data cut=True does not wait for them"
+    return "; ".join([*slow.values(), f"it goes on as it was; {more}"]) if slow else ""
+
+
+def ignored(_: str) -> None:
+    """What is left is cut."""
+
+
+def stopping(found: Found) -> tuple[str, ...]:
+    """Its hosts, the one with its API first."""
+    return tuple(dict.fromkeys((*(found.release.hosts if found.release else ()), *found.hosts)))
 
 
 def is_well(name: str) -> bool:

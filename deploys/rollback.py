@@ -11,6 +11,7 @@ from roles import releases
 from roles.barrier import barrier
 
 begin()
+releases.unchanged(name="What runs is as planned for", installed=releasing.installed())
 
 change = releasing.undone()
 entry = releasing.entry("rollback", change)
@@ -19,12 +20,12 @@ if on_control() and change:
 barrier(name="The release of before is on its nodes")
 
 if change.leaving:
-    replacing.retire(change.leaving)
-if gateways() and change.answering:  # a run that broke off may have left one out
+    replacing.retire(change, entry)
+if gateways():  # a run that broke off may have left one out
     replacing.let_in(change.serving(0), change.answering)
 for place in host.loop(range(len(change.batches))):
     replacing.replace(change, place, entry)
 if gateways() and change:
-    replacing.let_in(change.serving(len(change.batches)), change.names)
+    replacing.let_in(change.serving(len(change.batches)), change.well_after)
 if on_control() and change:
     releases.ended(name="Say in the history that it is done", entry=entry)

@@ -14,6 +14,7 @@ from roles.barrier import barrier
 own, control, model = here(), cluster().control, plan().model
 
 begin()
+releases.unchanged(name="What runs is as planned for", installed=releasing.installed())
 
 if plan().on(host.name) and own.weights_path is None:
     weights.required(name="Look for the weights", python=replacing.PYTHON, model=model, control=control)
@@ -38,14 +39,14 @@ if on_control() and change:
 barrier(name="Every release is on its nodes")
 
 if change.leaving:
-    replacing.retire(change.leaving)
+    replacing.retire(change, entry)
 stays = [*change.names, *(["gateway"] if host.name in gateways() else [])]
 units.only(name="Stop what is not planned", pattern="rackserve-*.service", keep=stays)
 replicas.only(name="Remove what is not planned", keep=stays)
 barrier(name="Only planned replicas are left")
 
 replacing.confirm(releasing.staying())
-if gateways() and change.answering:  # a run that broke off may have left one out
+if gateways() and change and change.answering:  # a run that broke off may have left one out
     replacing.let_in(change.serving(0), change.answering)
 for place in host.loop(range(len(change.batches))):
     replacing.replace(change, place, entry)

@@ -2,85 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from .errors import InventoryError
-
-
-@dataclass(frozen=True)
-class Release:
-    """What a replica runs, under an id of all its files on all its hosts.
-
-    The first of `hosts` has its API, at `address` and `port`; `devices` are the numbers of its GPUs on
-    each; `requests` is how many it works on at once; `model` the folder of its weights.
-    """
-
-    replica: str
-    id: str
-    hosts: tuple[str, ...]
-    address: str
-    port: int
-    health_port: int
-    requests: int
-    devices: tuple[int, ...]
-    model: str
-    parts: tuple[str, ...] = ()  # the units of its first host
-    serves: str = ""  # the name by which clients ask for the model
-
-    @property
-    def head(self) -> str:
-        return self.hosts[0]
-
-    def meets(self, other: Release) -> bool:
-        """True when both want the same GPU."""
-        return bool({*self.hosts} & {*other.hosts} and {*self.devices} & {*other.devices})
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, said: Mapping[str, Any]) -> Release:
-        own: dict[str, Any] = {
-            field.name: tuple(one) if isinstance(one := said[field.name], list) else one
-            for field in fields(cls)
-            if field.name in said
-        }
-        return cls(**own)
-
-
-@dataclass(frozen=True)
-class Proof:
-    """A release that was seen to generate: when (seconds since the epoch), and what it answered."""
-
-    release: Release
-    at: float
-    answer: str
-
-
-@dataclass(frozen=True)
-class Found:
-    """A replica as its hosts have it.
-
-    `settled`: all have the same release, with the files as they were written, and run them. `up`: it
-    generates. `hosts` are those that have anything of it. `proofs` are of the releases it can go back to.
-    """
-
-    release: Release | None
-    hosts: tuple[str, ...]
-    settled: bool = False
-    up: bool = False
-    proofs: tuple[Proof, ...] = ()
-
-    def before(self, id: str) -> Proof | None:
-        """The last release other than that one that was seen to generate."""
-        others = (proof for proof in self.proofs if proof.release.id != id)
-        return max(others, key=lambda proof: proof.at, default=None)
-
-    def proof(self, id: str) -> Proof | None:
-        return next((proof for proof in self.proofs if proof.release.id == id), None)
+from .release import Found, Proof, Release
 
 
 @dataclass(frozen=True)
@@ -98,7 +26,8 @@ class Step:
     def hosts(self) -> tuple[str, ...]:
         """All that have something of it, before or after; the first is the one that has its API before."""
         before = (*(self.was.hosts if self.was else ()), *(self.old.hosts if self.old else ()))
-        return tuple(dict.fromkeys((*before, *self.new.hosts)))
+        back = self.back.release.hosts if self.back else ()
+        return tuple(dict.fromkeys((*before, *self.new.hosts, *back)))
 
     @property
     def was(self) -> Release | None:
@@ -106,16 +35,21 @@ class Step:
 
     @property
     def back(self) -> Proof | None:
-        """What it goes back to when the new release fails."""
-        return self.old.before(self.new.id) if self.old else None
+        """What it goes back to when the new release fails: what it ran, if that was ever well."""
+        if self.old is None:
+            return None
+        own = self.old.proof(self.was.id) if self.was and self.was.id != self.new.id else None
+        return own or self.old.before(self.new.id)
 
     @property
     def expected(self) -> str | None:
-        """What it answered last time with the same weights."""
-        if self.old is None or self.was is None or self.was.model != self.new.model:
+        """What it answered with the same weights: best this release itself, else what ran before."""
+        if self.old is None:
             return None
-        proof = self.old.proof(self.was.id)
-        return proof.answer if proof else None
+        known = (self.old.proof(self.new.id), self.back)
+        return next(
+            (proof.answer for proof in known if proof and proof.release.model == self.new.model), None
+        )
 
 
 @dataclass(frozen=True)
@@ -152,8 +86,14 @@ class Rollout:
 
     @property
     def answering(self) -> list[str]:
-        """Those to which a gateway is to send requests before anything is done, if anything is."""
-        return [name for name in self.well if name not in self.leaving] if self else []
+        """Those to which a gateway is to send requests before anything is done."""
+        return [name for name in self.well if name not in self.leaving]
+
+    @property
+    def well_after(self) -> list[str]:
+        """Those to which a gateway is to send requests when all is done."""
+        well = {*self.well, *(step.name for step in self.steps)}
+        return [name for name in self.names if name in well]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -183,6 +123,10 @@ def rollout(wanted: Sequence[Release], found: Mapping[str, Found], only: str | N
         for release in wanted
         if only in (None, release.replica) and _differs(release, found.get(release.replica))
     ]
+    for step in steps if only else ():
+        if other := next((seen.release for name, seen in found.items() if name != only and seen.hosts
+                          and seen.release and step.new.meets(seen.release)), None):  # fmt: skip
+            raise InventoryError(f"{only} is to get GPUs of {other.replica}: replace both, without --replica")
     there = {name: seen for name, seen in found.items() if seen.hosts}
     leaving = {name: seen for name, seen in there.items() if name not in names and only is None}
     groups = list(_groups(steps))
@@ -232,12 +176,17 @@ def back(found: Mapping[str, Found], targets: Mapping[str, str]) -> Rollout:
         wanted.append(proof.release)
     made = rollout(wanted, found)
     leaving = {name: seen for name, seen in made.leaving.items() if targets.get(name) == ""}
+    if leaving and not made.names:
+        raise InventoryError("before the last run nothing was served: run the deploy teardown for that")
     left = [seen.release for name, seen in made.leaving.items() if name not in leaving and seen.release]
     return replace(made, leaving=leaving, staying=[*made.staying, *left])
 
 
 def _differs(wanted: Release, found: Found | None) -> bool:
-    return not found or found.release is None or found.release.id != wanted.id or not found.settled
+    """Also where a run broke off before it saw the release generate, and there is one to go back to."""
+    if not found or found.release is None or found.release.id != wanted.id or not found.settled:
+        return True
+    return bool(found.proofs) and not found.proof(wanted.id)
 
 
 def _answers(step: Step) -> bool:
@@ -258,36 +207,3 @@ def _groups(steps: Sequence[Step]) -> Iterator[list[Step]]:
 
 def _meet(one: Step, other: Step) -> bool:
     return any(new.meets(was) for new, was in ((one.new, other.was), (other.new, one.was)) if was is not None)
-
-
-def merged(seen: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Found]:
-    """{replica: Found} from {host: {replica: what roles/releases/node.py says of it there}}."""
-    names = dict.fromkeys(name for its in seen.values() for name in its)
-    return {name: _found({host: its[name] for host, its in seen.items() if name in its}) for name in names}
-
-
-def _found(on: Mapping[str, Mapping[str, Any]]) -> Found:
-    proofs = {
-        (id, said["proven"]): Proof(Release.from_json(said["release"]), said["proven"], said["answer"])
-        for its in on.values()
-        for id, said in its["kept"].items()
-        if said["proven"]
-    }
-    hosts = tuple(host for host, its in on.items() if its["there"])
-    release = next(_installed(on.values()), None)
-    return Found(
-        release=release,
-        hosts=hosts,
-        settled=release is not None
-        and {*hosts} == {*release.hosts}
-        and all(on[host]["installed"] == release.id and on[host]["settled"] for host in hosts),
-        up=any(its["up"] for its in on.values()),
-        proofs=tuple(proofs.values()),
-    )
-
-
-def _installed(on: Iterable[Mapping[str, Any]]) -> Iterator[Release]:
-    """Of its first host, if that is known; its hosts may have different ones when a run broke off."""
-    said = [its["kept"].get(its["installed"]) for its in on]
-    releases = [Release.from_json(one["release"]) for one in said if one]
-    yield from sorted(releases, key=lambda release: release.id)

@@ -65,6 +65,7 @@ SERVE = """\
 Check that the host is fit
 Hold the lock
 The lock is held
+What runs is as planned for
 Look for the weights
 Every replica has its weights
 Make the cluster's secret
@@ -80,6 +81,7 @@ Stop what is not planned
 Remove what is not planned
 Only planned replicas are left
 Every replica that stays as it is generates
+replica-0 answers nobody
 Stop replica-0
 replica-0 has ended its work
 Stop replica-0 here, too
@@ -90,8 +92,9 @@ Start replica-0
 replica-0 starts
 Wait until replica-0 generates
 Compare what replica-0 answers
-Keep what replica-0 answers
 replica-0 was tried
+Keep what replica-0 answers
+replica-0 can be gone back to
 replica-0 does well
 replica-0 runs
 Say in the history that it is done

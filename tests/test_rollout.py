@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.errors import InventoryError
-from models.rollout import Found, Proof, Release, Step, back, before, merged, rollout
+from models.release import Found, Proof, Release, merged
+from models.rollout import Step, back, before, rollout
 
 
 def release(name, id="new", hosts=("a",), devices=(0,), model="/w/main"):
@@ -84,7 +85,7 @@ def test_what_is_no_longer_planned_leaves_and_what_only_is_put_by_does_not():
     assert change.names == ("replica-0",)
 
 
-def test_who_answers_is_let_in_before_anything_is_done_and_only_if_anything_is():
+def test_who_answers_is_let_in_before_anything_is_done():
     wanted = [release(0), release(1, hosts=("b",))]
     seen = {one.replica: found(one) for one in [*wanted, release(2, hosts=("c",))]}
     assert rollout(wanted, seen).answering == ["replica-0", "replica-1"]  # replica-2 leaves
@@ -92,9 +93,6 @@ def test_who_answers_is_let_in_before_anything_is_done_and_only_if_anything_is()
     assert rollout(wanted, seen).answering == ["replica-0", "replica-1"]
     seen["replica-1"] = found(wanted[1], up=False, settled=False)
     assert rollout(wanted, seen).answering == ["replica-0"]
-    seen["replica-1"] = found(wanted[1])
-    del seen["replica-2"]
-    assert rollout(wanted, seen).answering == []
 
 
 def test_only_one_is_replaced_where_only_that_is_asked_for():
@@ -137,6 +135,44 @@ def test_one_goes_back_to_the_last_release_that_was_seen_to_generate_not_to_one_
     assert Step(release(0, "new"), seen).back.release.id == "b"
     assert Step(release(0, "b"), seen).back.release.id == "c"
     assert Step(release(0, "new"), found(release(0, "broken"))).back is None
+
+
+def test_one_goes_back_to_what_it_ran_even_if_another_was_seen_to_generate_later():
+    was = release(0, "was")
+    seen = found(was, proofs=[Proof(was, 1.0, ""), Proof(release(0, "tried"), 2.0, "")])
+    assert Step(release(0, "new"), seen).back.release.id == "was"
+
+
+def test_a_rollback_expects_what_that_release_answered_and_not_what_runs_now():
+    was, now = release(0, "was"), release(0, "now")
+    seen = found(now, proofs=[Proof(was, 1.0, "Paris"), Proof(now, 2.0, "London")])
+    assert Step(was, seen).expected == "Paris"
+    assert Step(now, seen).expected == "London"
+
+
+def test_what_was_never_seen_to_generate_is_tried_again_where_there_is_something_to_go_back_to():
+    new, old = release(0), release(0, "old")
+    assert rollout([new], {"replica-0": found(new, up=False, proofs=[Proof(old, 1.0, "Paris")])})
+    step = rollout([new], {"replica-0": found(new, up=False, proofs=[Proof(old, 1.0, "Paris")])}).steps[0]
+    assert (step.expected, step.back.release.id) == ("Paris", "old")
+    assert not rollout([new], {"replica-0": found(new, up=False)})  # the first: it is only awaited
+
+
+def test_hosts_of_what_is_gone_back_to_have_a_part():
+    old = release(0, "old", ("a", "b"))
+    seen = found(release(0, "broken", ("c", "d")), up=False, settled=False, proofs=[Proof(old, 1.0, "")])
+    assert Step(release(0, hosts=("c", "d")), seen).hosts == ("c", "d", "a", "b")
+
+
+def test_one_alone_does_not_take_gpus_that_another_has():
+    seen = {"replica-0": found(release(0, "old")), "replica-1": found(release(1, "old", ("b",)))}
+    with pytest.raises(InventoryError, match="replica-1 is to get GPUs of replica-0: replace both"):
+        rollout([release(0, hosts=("b",)), release(1, hosts=("a",))], seen, only="replica-1")
+
+
+def test_a_rollback_to_nothing_is_refused():
+    with pytest.raises(InventoryError, match="nothing was served: run the deploy teardown"):
+        back({"replica-0": found(release(0))}, {"replica-0": ""})
 
 
 def run(deploy, outcome, **ids):
@@ -193,6 +229,13 @@ def test_what_the_hosts_say_of_a_replica_is_put_together():
         {"a": {"replica-0": said(one, up=True, proven=3.0)}, "b": {"replica-0": said(one)}, "c": {}}
     )
     assert seen["replica-0"] == found(one, proofs=[Proof(one, 3.0, "x")])
+
+
+def test_what_a_host_has_lost_is_nothing_to_go_back_to():
+    one, other = release(0, hosts=("a", "b")), said(release(0, "other", ("a", "b")))
+    seen = {"a": {"replica-0": said(one, proven=3.0)}, "b": {"replica-0": other}}
+    assert merged(seen)["replica-0"].proofs == ()
+    assert merged({"a": seen["a"]})["replica-0"].proofs == ()  # b is no longer in the inventory
 
 
 @pytest.mark.parametrize(

@@ -108,18 +108,19 @@ def drain(replica: str) -> Iterator[StringCommand]:
 
 
 @operation()
-def drained(replica: str, timeout: float, cut: bool = False) -> Iterator[StringCommand]:
+def drained(
+    replica: str, timeout: float, otherwise: Callable[[str], None] | None = None
+) -> Iterator[StringCommand]:
     """Wait until a replica answers no request any more; changes nothing.
 
-    After `timeout` seconds it gets requests again and the host fails; with `cut`, what it still answers is
-    left to be cut.
+    + otherwise: gets what is wrong after `timeout` seconds, instead of the host failing
     """
     problem = _await(replica, timeout) if state.is_executing else None
-    if problem and not cut:
-        remote.run(host, "python3", ADMIN, "ready", replica, **remote.arguments(host))
-        more = "--data drain_timeout=SECONDS waits longer, --data cut=True does not wait for them"
-        yield remote.failure(host, f"{problem}, and goes on as it was; {more}")
+    if problem and otherwise is None:
+        yield remote.failure(host, problem)
         return
+    if problem and otherwise:
+        otherwise(problem)
     host.noop(f"{replica} answers no request")
 
 
@@ -218,10 +219,15 @@ def _await(replica: str, timeout: float) -> str | None:
 
 
 def _servers() -> list[dict[str, Any]]:
-    """As they are now; none where no gateway runs yet."""
+    """As they are now; none where no gateway runs yet. One that is just starting anew is waited for."""
     words = ("sh", "-c", f"test ! -e {RUN}/master.sock || python3 {ADMIN} servers")
-    succeeded, out, err = remote.run(host, *words, **remote.arguments(host))
-    if not succeeded:
-        raise OperationError(f"{host.name}: the gateway does not say how its replicas are: {err or out}")
-    servers: list[dict[str, Any]] = json.loads(out or "[]")
-    return servers
+    until = time.monotonic() + GRACE
+    while True:
+        succeeded, out, err = remote.run(host, *words, **remote.arguments(host))
+        if succeeded:
+            servers: list[dict[str, Any]] = json.loads(out or "[]")
+            return servers
+        if time.monotonic() > until:
+            said = (err or out).strip().splitlines()[-1:]
+            raise OperationError(f"{host.name}: the gateway does not say how its replicas are: {said}")
+        time.sleep(INTERVAL)

@@ -18,11 +18,11 @@ from roles.files import File
 
 from .facts import INSTALLED, History, Kept
 from .history import Entry, begun, ended, judged
-from .operations import kept, only, proven, put
+from .operations import kept, proven, put, unchanged
 
 __all__ = [
-    "Entry", "History", "Kept", "begun", "ended", "identified", "judged", "kept", "no_tool", "only",
-    "proven", "put", "tool",
+    "Entry", "History", "Kept", "begun", "ended", "identified", "judged", "kept", "no_tool",
+    "proven", "put", "tool", "unchanged",
 ]  # fmt: skip
 
 

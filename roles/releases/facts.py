@@ -55,7 +55,8 @@ class History(FactBase["list[dict[str, Any]]"]):
                 said = json.loads(line)
             except ValueError:
                 continue  # of a host that lost its power
-            runs.setdefault(said["run"], {}).update(said)
+            if isinstance(said, dict) and "run" in said:
+                runs.setdefault(said["run"], {}).update(said)
         return [run for run in runs.values() if "replicas" in run]
 
     @staticmethod

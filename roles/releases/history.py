@@ -18,8 +18,11 @@ from .facts import HISTORY
 
 REPOSITORY = Path(__file__).parents[2]
 
-#: $1 the file; the line comes by stdin.
-_APPEND = 'mkdir -p "$(dirname "$1")" && cat >> "$1" && sync "$1"'
+#: $1 the file; the line comes by stdin. A line that a loss of power tore is ended first.
+_APPEND = (
+    'mkdir -p "$(dirname "$1")" && { test -z "$(tail -c 1 "$1" 2>/dev/null)" || echo >> "$1"; }'
+    ' && cat >> "$1" && sync "$1"'
+)
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from pyinfra import host, logger, state
 from pyinfra.api import QuoteString, StringCommand, operation
 from pyinfra.operations.util.files import generate_color_diff
 
-from models.rollout import Release
+from models.release import Release
+from roles import remote
 from roles.files import File
 
 from .facts import INSTALLED, InPlace, Kept
@@ -29,6 +30,21 @@ def kept(release: Release, files: Sequence[File]) -> Iterator[StringCommand]:
 
 
 @operation()
+def unchanged(installed: Mapping[str, str]) -> Iterator[StringCommand]:
+    """What is in place here ({replica: release}) is what the run was planned for; changes nothing.
+
+    Between the plan and the lock another run may have been at work.
+    """
+    now = {name: its["installed"] for name, its in host.get_fact(Kept).items()} if state.is_executing else {}
+    names = sorted({*now, *installed}) if state.is_executing else []
+    changed = ", ".join(name for name in names if now.get(name) != installed.get(name))
+    if changed:
+        yield remote.failure(host, f"another run changed {changed} since this one was planned: run it again")
+        return
+    host.noop("as planned for")
+
+
+@operation()
 def put(replica: str, id: str | None) -> Iterator[StringCommand]:
     """A release in place of what a replica has on this host, which is stopped; None leaves nothing."""
     yield _script("put", replica, id or "-")
@@ -38,16 +54,6 @@ def put(replica: str, id: str | None) -> Iterator[StringCommand]:
 def proven(release: Release, answer: Callable[[], str]) -> Iterator[StringCommand]:
     """A release was seen to generate `answer`: others may go back to it."""
     yield _script("prove", release.replica, release.id, stdin=answer() if state.is_executing else "")
-
-
-@operation()
-def only(keep: Sequence[str]) -> Iterator[StringCommand]:
-    """Nothing is put by of replicas but these."""
-    gone = [name for name in host.get_fact(Kept) if name not in keep]
-    if not gone:
-        host.noop("no release to forget")
-        return
-    yield _script("forget", *gone)
 
 
 def _script(verb: str, *words: str, stdin: str | None = None) -> StringCommand:

@@ -6,7 +6,6 @@ release.py keep REPLICA ID      a release comes by stdin, and is put by
 release.py put REPLICA ID       it is put in place; what was there is stopped and goes
 release.py put REPLICA -        nothing of the replica stays in place
 release.py prove REPLICA ID     it was seen to generate; its answer comes by stdin
-release.py forget REPLICA...    what is put by of them goes
 
 A release is one file, so that it is there whole or not at all: what it is (models.rollout.Release), and
 its files here as [path, owner, mode, secret, content].
@@ -33,7 +32,7 @@ def main(verb, *words):
     if verb in ("look", "show"):
         print(json.dumps({"look": look, "show": show}[verb](*words)))
     else:
-        {"keep": keep, "put": put, "prove": prove, "forget": forget}[verb](*words)
+        {"keep": keep, "put": put, "prove": prove}[verb](*words)
 
 
 def look():
@@ -44,7 +43,7 @@ def look():
 
 def seen(replica):
     id = installed(replica)
-    kept = {name: load(replica, name) for name in stored(replica)}
+    kept = {name: one for name in stored(replica) if (one := load(replica, name))}
     here = kept.get(id)
     return {
         "there": os.path.isdir(f"{ETC}/{replica}") or bool(units(replica)),
@@ -102,11 +101,6 @@ def put(replica, id):
 def prove(replica, id):
     said = {"proven": time.time(), "answer": sys.stdin.read().rstrip("\n")}
     write(f"{KEPT}/{replica}/{id}.proven", json.dumps(said), "root:root", "600")
-
-
-def forget(*replicas):
-    for replica in replicas:
-        shutil.rmtree(f"{KEPT}/{replica}", ignore_errors=True)
 
 
 def installed(replica):

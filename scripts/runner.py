@@ -89,6 +89,8 @@ def run(arguments: Sequence[str]) -> None:
     except (KeyboardInterrupt, click.Abort):
         raise Failed("interrupted; run it again to finish what was begun") from None
     _require_hosts()
+    if not {"--dry", "--debug-facts", "--debug-operations"} & {*arguments} and not _executed():
+        raise Failed("nothing was done: that was no Enter at the question above")
 
 
 def _end_at_once_when_interrupted() -> None:
@@ -218,6 +220,14 @@ def _last_words(state: Any, host: Any) -> str:
         if meta.is_complete() and meta.did_error():
             return (meta.stderr_lines or meta.stdout_lines or ["failed; see above"])[-1]
     return "cannot be reached over SSH" if not host.connected else "failed; see above"
+
+
+def _executed() -> bool:
+    """False where pyinfra's question was answered with no."""
+    from pyinfra.api.state import StateStage
+    from pyinfra.context import ctx_state
+
+    return ctx_state.get().current_stage >= StateStage.Execute
 
 
 def _require_hosts() -> None:

@@ -24,11 +24,11 @@ atexit.register(shutil.rmtree, CACHE)
 QUICK = {"fake_delay": 0, "fake_delay_jitter": 0, "interface": "lo", "gpus": 1}
 
 
-def rackserve(*words, **environment):
+def rackserve(*words, answer="", **environment):
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "RACKSERVE_"))}
     return subprocess.run(
         [sys.executable, "-c", "from scripts.cli import main; main()", *map(str, words)],
-        cwd=REPOSITORY, capture_output=True, text=True, timeout=60,
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=60, input=answer,
         env={**clean, "PYTHONPATH": str(REPOSITORY), "PYINFRA_PROGRESS": "off",
              "XDG_CACHE_HOME": str(CACHE), **environment},
     )  # fmt: skip
@@ -222,6 +222,12 @@ def test_dry_changes_nothing_and_succeeds(inventory):
     assert done.returncode == 0, done.stderr
     assert "serve_llama: done in" in done.stderr
     assert "Warning" not in done.stderr, "gevent must patch ssl before anything imports it"
+
+
+def test_a_question_that_is_answered_with_no_is_no_success(inventory):
+    done = rackserve("deploy", "provision", "-i", inventory(runtime="cpu"), "--diff", answer="n\n")
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.endswith("rackserve: nothing was done: that was no Enter at the question above\n")
 
 
 def test_a_rollout_shows_what_it_would_do(inventory):

@@ -13,6 +13,7 @@ import pytest
 from models.release import Release
 from roles import releases
 from roles.files import File
+from roles.releases import history, operations
 from roles.releases.facts import History, InPlace, Kept
 from roles.releases.operations import kept
 
@@ -158,6 +159,12 @@ def test_whether_it_generates_is_what_its_gang_says(node):
     assert not node.look()["up"]
 
 
+def test_a_release_that_was_torn_is_not_there(node):
+    node.keep("one", gang="unit")
+    Path(node.folder / "etc/releases/replica-0/two.json").touch()
+    assert list(node.look()["kept"]) == ["one"]
+
+
 def test_a_proof_is_kept_with_its_release(node):
     node.keep("one", gang="unit")
     node("prove", "replica-0", "one", stdin="Paris\n")
@@ -209,7 +216,22 @@ def test_the_difference_is_shown_but_for_secrets(on_host, caplog):
     assert "very-secret" not in shown
 
 
+def test_what_another_run_changed_since_the_plan_ends_this_one(on_host, monkeypatch):
+    monkeypatch.setattr(operations.remote, "failure", lambda _, problem: problem)
+    host = on_host({Kept: {"r0": {"installed": "a"}, "r1": {"installed": "c"}}}, executing=True)
+    assert host.yielded(operations.unchanged, installed={"r0": "a", "r1": "c"}) == []
+    (problem,) = host.yielded(operations.unchanged, installed={"r0": "a", "r1": "b", "r2": "d"})
+    assert problem == "another run changed r1, r2 since this one was planned: run it again"
+
+
+def test_a_line_after_a_torn_one_is_a_line_of_its_own(tmp_path):
+    file = tmp_path / "log/history.jsonl"
+    for line in ('{"run": "1"}\n', '{"run": "2", "de', '{"run": "3"}\n'):
+        subprocess.run(["sh", "-c", history._APPEND, "sh", file], input=line, text=True, check=True)
+    assert file.read_text().splitlines() == ['{"run": "1"}', '{"run": "2", "de', '{"run": "3"}']
+
+
 def test_a_history_that_was_torn_is_read_and_a_run_has_its_end():
     lines = ['{"run": "1", "deploy": "serve", "replicas": {}, "outcome": "begun"}', '{"run": "2", "dep',
-             '{"run": "1", "outcome": "done"}', '{"run": "0", "outcome": "done"}']  # fmt: skip
+             "12", '{"run": "1", "outcome": "done"}', '{"run": "0", "outcome": "done"}']  # fmt: skip
     assert History().process(lines) == [{"run": "1", "deploy": "serve", "replicas": {}, "outcome": "done"}]

@@ -37,7 +37,7 @@ REPLACED = {
     "Stop replica-0 here, too": ["node2", "node3"],
     "Put replica-0 in place": ["node1", "node2", "node3"],
     "Start replica-0": ["node1", "node2", "node3"],
-    "Keep what replica-0 answers": ["node1"],
+    "Keep what replica-0 answers": ["node1", "node2", "node3"],
     "Say in the history that it is done": ["node1"],
 }
 

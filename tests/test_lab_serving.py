@@ -115,27 +115,22 @@ def test_one_changed_argument_replaces_the_replica_and_diff_shows_why(lab: list[
     assert greedy(lab[0]) == seen["reference"]
 
 
-def test_a_rebooted_worker_rejoins_and_the_replica_comes_back_as_one(lab: list[Node]) -> None:
+def test_a_worker_without_power_and_one_without_a_cable_rejoin_and_the_replica_comes_back_as_one(
+    lab: list[Node],
+) -> None:
     before = [unit_started(node, "ray") for node in lab]
     lab[2].poweroff()
-    wait_until(lambda: state(lab[0])["state"] == "waiting", 60, "the replica to fall and to wait for node3")
-    assert "node3" in rackserve("status", "-i", "lab").said
-    assert not lab[1].sudo("systemctl is-active rackserve-replica-0-ray || true").startswith("active")
-    lab[2].poweron()
-    wait_until(lambda: _answers(lab[0]), 180, "the endpoint to serve again")
-    assert greedy(lab[0]) == seen["reference"]
-    assert not {*before} & {unit_started(node, "ray") for node in lab}
-
-
-def test_a_worker_whose_cable_is_cut_frees_what_it_has_and_rejoins(lab: list[Node]) -> None:
     lab[1].cut()
     try:
-        wait_until(lambda: state(lab[0])["state"] == "waiting", 60, "the replica to fall")
+        wait_until(lambda: state(lab[0])["state"] == "waiting", 60, "the replica to fall and to wait")
+        assert "nothing is heard of node2, node3" in state(lab[0])["why"]
         wait_until(lambda: not has_ray(lab[1]), 60, "node2 to end its part")
     finally:
         lab[1].heal()
+        lab[2].poweron()
     wait_until(lambda: _answers(lab[0]), 180, "the endpoint to serve again")
     assert greedy(lab[0]) == seen["reference"]
+    assert not {*before} & {unit_started(node, "ray") for node in lab}
 
 
 def test_pp2_over_two_nodes_through_ray(lab: list[Node]) -> None:

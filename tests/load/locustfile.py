@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import gevent
-from locust import User, constant, events, task
+from locust import User, events, task
 from locust.env import Environment
 
 from tests.load.client import Asked, Client
@@ -61,7 +61,6 @@ class Asking(User):
 
     abstract = True
     size, stream = "short", False
-    wait_time = constant(PLAN["pause"])
 
     def on_start(self) -> None:
         self.client = Client(self.host, os.environ["OPENAI_API_KEY"], RECORD.on_wire, PLAN["keep"])
@@ -70,6 +69,7 @@ class Asking(User):
     def completion(self) -> None:
         prompt, tokens = random.choice(list(EXPECTED)), random.randint(*PLAN[self.size])
         self.ask(self.client, f"{self.size}{'-stream' if self.stream else ''}", prompt, tokens)
+        gevent.sleep(PLAN["pause"])  # not locust's wait_time: who is in it is ended also as he begins to ask
 
     def ask(self, client: Client, kind: str, prompt: str, tokens: int) -> None:
         body = {

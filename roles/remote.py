@@ -6,7 +6,7 @@ plan should show, so it is not yielded as a command.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -68,6 +68,21 @@ def unseen(host: Host) -> Iterator[None]:
 
 #: What `failure` said in this run, for whoever reports on it.
 failures: list[str] = []
+
+
+def judged(
+    host: Host, problem: str | None, otherwise: Callable[[str], None] | None, well: str
+) -> Iterator[StringCommand]:
+    """For operations that only look: the host fails for a problem, unless `otherwise` gets it.
+
+    + well: what is true without one
+    """
+    if problem and otherwise is None:
+        yield failure(host, problem)
+        return
+    if problem and otherwise:
+        otherwise(problem)
+    host.noop(well)
 
 
 def failure(host: Host, message: str) -> StringCommand:

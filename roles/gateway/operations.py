@@ -116,12 +116,7 @@ def drained(
     + otherwise: gets what is wrong after `timeout` seconds, instead of the host failing
     """
     problem = _await(replica, timeout) if state.is_executing else None
-    if problem and otherwise is None:
-        yield remote.failure(host, problem)
-        return
-    if problem and otherwise:
-        otherwise(problem)
-    host.noop(f"{replica} answers no request")
+    yield from remote.judged(host, problem, otherwise, f"{replica} answers no request")
 
 
 @operation()
@@ -150,12 +145,7 @@ def seen(replica: str, otherwise: Callable[[str], None] | None = None) -> Iterat
     """
     status = _down([replica]).get(replica) if state.is_executing else None
     problem = f"the gateway takes {replica} for {status}" if status else None
-    if problem and otherwise is None:
-        yield remote.failure(host, problem)
-        return
-    if problem and otherwise:
-        otherwise(problem)
-    host.noop(f"{replica} is seen to answer")
+    yield from remote.judged(host, problem, otherwise, f"{replica} is seen to answer")
 
 
 @operation()

@@ -59,12 +59,7 @@ def generating(
     """
     probe, tries = partial(_probe, python, url, secrets, state, units), 1 if otherwise else TRIES
     problem = _wait(probe, timeout, tries) if running.is_executing else None
-    if problem and otherwise is None:
-        yield remote.failure(host, problem)
-        return
-    if problem and otherwise:
-        otherwise(problem)
-    host.noop(f"{url} generates")
+    yield from remote.judged(host, problem, otherwise, f"{url} generates")
 
 
 def _wait(probe: Callable[[], Seen], timeout: float, tries: int = TRIES) -> str | None:

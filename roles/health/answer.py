@@ -24,12 +24,7 @@ def answered(
     + otherwise: gets what is wrong, instead of the host failing
     """
     problem = _ask(python, url, secrets, expected, heard) if state.is_executing else None
-    if problem and otherwise is None:
-        yield remote.failure(host, problem)
-        return
-    if problem and otherwise:
-        otherwise(problem)
-    host.noop(f"{url} answers")
+    yield from remote.judged(host, problem, otherwise, f"{url} answers")
 
 
 def _ask(

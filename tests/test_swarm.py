@@ -353,9 +353,9 @@ def test_another_secret_or_commit_learns_nothing(tmp_path, other):
 
 
 def test_two_runs_at_one_address_are_refused(tmp_path):
-    with Swarm(tmp_path, nodes=1, grace=1) as these:
+    with Swarm(tmp_path, nodes=1, grace=3) as these:
         seed = these.start(0)
-        time.sleep(0.3)
+        time.sleep(0.5)
         with pytest.raises(SwarmError, match=f"^{these.names[0]}: Address already in use"):
             these.start(0).result()
         seed.result()

@@ -20,6 +20,8 @@ def window(requests=100, errors=0, first=0.2, next=0.02):
         (window(errors=1), None),
         (window(errors=3), "3 of 100 requests failed, of the others 1 of 200"),
         (window(requests=0, first=None, next=None), None),
+        (window(requests=19, first=60.0), None),
+        (window(requests=20, first=60.0), "60.00 s to the first token, of the others 0.20 s"),
     ],
 )
 def test_one_beside_two_others(own, problem):

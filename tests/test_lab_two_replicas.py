@@ -6,7 +6,6 @@ test_lab_two_rollout.py goes on from there, and tears down.
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +16,7 @@ import requests
 from tests.lab.node import Node
 from tests.lab.shell import wait_until
 from tests.lab.testing import Outcome, api_key, greedy, pyinfra, rackserve
-from tests.lab.two import PORT, TWO, gateway, states
+from tests.lab.two import PORT, TWO, gateway, states, streams
 
 pytestmark = pytest.mark.lab
 
@@ -109,34 +108,3 @@ def state(node: Node) -> dict[str, Any]:
 
 def sessions(node: Node) -> dict[str, int]:
     return {one["name"]: one["sessions"] for one in states(node)}
-
-
-class streams:
-    """So many long answers through the gateway at once; at the end each is whole."""
-
-    def __init__(self, node: Node, count: int) -> None:
-        self.url, self.key = f"http://{node.address}:{PORT}/v1/completions", api_key(node)
-        self.answers = [""] * count
-        self.threads = [threading.Thread(target=self.ask, args=(index,)) for index in range(count)]
-
-    def __enter__(self) -> list[str]:
-        for thread in self.threads:
-            thread.start()
-        return self.answers
-
-    def __exit__(self, *_: object) -> None:
-        for thread in self.threads:
-            thread.join()
-
-    def ask(self, index: int) -> None:
-        body = {
-            "model": "tiny-llama",
-            "prompt": "Once",
-            "max_tokens": 1000,
-            "ignore_eos": True,
-            "stream": True,
-        }
-        headers = {"Authorization": f"Bearer {self.key}"}
-        with requests.post(self.url, json=body, headers=headers, stream=True, timeout=300) as answer:
-            answer.raise_for_status()
-            self.answers[index] = answer.text

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
+import requests
+
 from .node import Node
+from .testing import api_key
 
 PORT = 8080
 INVENTORY = """
@@ -29,3 +33,34 @@ def gateway(node: Node, words: str) -> str:
 def states(node: Node) -> list[dict[str, Any]]:
     """How the gateway sees each replica."""
     return json.loads(gateway(node, "servers"))
+
+
+class streams:
+    """So many long answers through the gateway at once; at the end each is whole."""
+
+    def __init__(self, node: Node, count: int) -> None:
+        self.url, self.key = f"http://{node.address}:{PORT}/v1/completions", api_key(node)
+        self.answers = [""] * count
+        self.threads = [threading.Thread(target=self.ask, args=(index,)) for index in range(count)]
+
+    def __enter__(self) -> list[str]:
+        for thread in self.threads:
+            thread.start()
+        return self.answers
+
+    def __exit__(self, *_: object) -> None:
+        for thread in self.threads:
+            thread.join()
+
+    def ask(self, index: int) -> None:
+        body = {
+            "model": "tiny-llama",
+            "prompt": "Once",
+            "max_tokens": 1000,
+            "ignore_eos": True,
+            "stream": True,
+        }
+        headers = {"Authorization": f"Bearer {self.key}"}
+        with requests.post(self.url, json=body, headers=headers, stream=True, timeout=300) as answer:
+            answer.raise_for_status()
+            self.answers[index] = answer.text

@@ -322,10 +322,12 @@ def test_when_a_replica_is_killed_exactly_its_running_requests_fail(loaded):
     wait_until(lambda: load.ended_since(killed_at + 1) > 20, 20, "answers")
     load.stop()
     lines = load.lines()
-    to = dict(zip((line["sent"] for line in lines), servers(lines, proxy.log.read_text()), strict=True))
+    to = servers(lines, proxy.log.read_text())
     # Whose last byte was on its way is whole; the client may come to it a moment later.
     was_ended = [line for line in lines if line["outcome"] == "ok" and line["end"] < killed_at + 1]
-    after = [line for line in lines if line["end"] > killed_at and line not in was_ended]
-    hurt = [line for line in after if to[line["sent"]] == "replica-0"]
+    hurt = [
+        line for line, server in zip(lines, to, strict=True)
+        if server == "replica-0" and line["end"] > killed_at and line not in was_ended
+    ]  # fmt: skip
     assert hurt and troubled(lines) == troubled(hurt) and not summary(hurt)["ok"]
     assert {line["outcome"] for line in hurt} <= {"failed", "truncated"}

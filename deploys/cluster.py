@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import inspect
+import json
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pyinfra import host, inventory, state
 from pyinfra.api.exceptions import PyinfraError
@@ -17,19 +19,24 @@ from models.errors import BadInput, InventoryError
 from roles import base, gateway, lock, recall, service, weights
 from roles.network import Interface
 
-from .settings import Settings, check_names, check_same, check_typos, settings
+from .settings import Settings, check_names, check_same, check_typos, pools, settings
 
 if TYPE_CHECKING:
     from pyinfra.api import Host
     from pyinfra.api.inventory import Inventory
 
     from models.model import Model
-    from models.plan import Node, Plan, Request
+    from models.plan import Node, Plan, Replica, Request
 
 
 # What pyinfra has loaded stays until the end: looking through it for garbage then takes a tenth
 # of a run that changes nothing.
 gc.freeze()
+
+
+#: The replicas of the first model are numbered from 0, those of the next from here, and so on: a model
+#: may get more of them, or be replaced by another, and the others keep their names.
+NUMBERS = 1000
 
 
 class Refused(PyinfraError):
@@ -42,6 +49,7 @@ class Cluster:
 
     control: Host
     hosts: dict[str, Settings]
+    data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # what the settings were read from
 
     @property
     def nodes(self) -> list[Node]:
@@ -90,9 +98,22 @@ def here() -> Settings:
     return cluster().hosts[host.name]
 
 
-def plan() -> Plan:
-    """This run's plan; Refused says why there can be none."""
-    return refusing(_make_plan)
+def plans() -> list[Plan]:
+    """This run's plans, one for each model; Refused says why there can be none."""
+    # What the deploy's own data says (serve_llama's model) is seen through `host` only, which is
+    # whichever host came first: it is for all that do not say otherwise.
+    said = json.dumps(host.get_deploy_data() or {}, sort_keys=True)
+    return refusing(lambda: _make_plans(said))
+
+
+def plan(name: str = "") -> Plan:
+    """Of the model that a host serves, or this host; of the first where it serves none."""
+    return of_host(plans(), name or host.name)
+
+
+def planned() -> list[Replica]:
+    """The replicas of all plans."""
+    return [replica for made in plans() for replica in made.replicas]
 
 
 def gateways() -> list[str]:
@@ -132,16 +153,17 @@ def read(source: Inventory) -> Cluster:
     if len(heads) != 1:
         found = ", ".join(member.name for member in heads) or "none"
         raise InventoryError(f"the inventory needs one host in the group head; it has {found}")
-    for name in names:
-        check_typos(name, _data(source, name).dict())
-    hosts = {name: settings(name, _data(source, name)) for name in dict.fromkeys(names)}
+    data = {name: _data(source, name).dict() for name in dict.fromkeys(names)}
+    for name, given in data.items():
+        check_typos(name, given)
+    hosts = {name: settings(name, given) for name, given in data.items()}
     check_same(hosts)
     by_address: dict[str, str] = {}
     for name, own in hosts.items():
         other = by_address.setdefault(own.address, name)
         if other != name:
             raise InventoryError(f"{other} and {name} have the same address {own.address}")
-    return Cluster(control=heads[0], hosts=hosts)
+    return Cluster(control=heads[0], hosts=hosts, data=data)
 
 
 def model_of(own: Settings, commit: str = "") -> Model:
@@ -176,8 +198,8 @@ def gateways_of(cluster: Cluster, own: Settings) -> list[str]:
     return names
 
 
-def request_of(own: Settings) -> Request:
-    """What the settings say of a plan."""
+def request_of(own: Settings, first: int = 0) -> Request:
+    """What the settings say of a plan; `first` is the number of its first replica."""
     from models.fit import Targets
     from models.plan import Request
 
@@ -189,11 +211,32 @@ def request_of(own: Settings) -> Request:
         pipeline_parallel=own.pipeline_parallel,
         executor=own.executor,  # type: ignore[arg-type]
         port=own.port,
+        first=first,
     )
 
 
-def plan_of(cluster: Cluster, own: Settings) -> Plan:
-    """The plan for a cluster whose hosts share the settings in `own`.
+def plans_of(cluster: Cluster, said: Mapping[str, Any] | None = None) -> list[Plan]:
+    """A plan for each model that the cluster's hosts are to serve, in the inventory's order.
+
+    + said: what is set for hosts that do not set it themselves
+    """
+    made = []
+    for place, names in enumerate(pools(cluster.hosts).values()):
+        own = cluster.hosts[names[0]]
+        if said:
+            own = settings(names[0], {**said, **cluster.data[names[0]]})
+        nodes = [node for node in cluster.nodes if node.name in names]
+        made.append(plan_of(cluster, own, nodes, place * NUMBERS))
+    return made
+
+
+def of_host(made: Sequence[Plan], name: str) -> Plan:
+    """The plan that a host is in; the first where it is in none."""
+    return next((its for its in made if name in its.hosts), made[0])
+
+
+def plan_of(cluster: Cluster, own: Settings, nodes: Sequence[Node], first: int = 0) -> Plan:
+    """The plan for hosts of a cluster that share the settings in `own`.
 
     The hub is asked here, as the control host is told to ask it; a revision means the commit that
     was staged for it, also when the hub has a newer one.
@@ -206,7 +249,7 @@ def plan_of(cluster: Cluster, own: Settings) -> Plan:
     own = replace(own, hf_endpoint=control.hf_endpoint, hf_token=control.hf_token)
     if source.on_hub(own.model):
         commit = weights.recorded(cluster.control, own.model, own.revision or "main")
-    made = planned(model_of(own, commit), cluster.nodes, request_of(own))
+    made = planned(model_of(own, commit), nodes, request_of(own, first))
     for replica in made.replicas if own.gateway else ():
         if replica.ports.api == own.gateway_port:
             raise InventoryError(
@@ -247,10 +290,9 @@ def _read_cluster() -> Cluster:
     return read(inventory)
 
 
-def _make_plan() -> Plan:
-    # What the deploy's own data says (serve_llama's model) is seen through `host`, which
-    # is whichever host came first: these settings are the cluster's.
-    return plan_of(_read_cluster(), settings(host.name, host.data))
+@cache
+def _make_plans(said: str) -> list[Plan]:
+    return plans_of(_read_cluster(), json.loads(said))
 
 
 def refusing(read):

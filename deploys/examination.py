@@ -13,7 +13,7 @@ from models.plan import Plan, Replica
 from models.weights import stored_bytes
 from roles import doctor, gateway, runtime, weights
 
-from .cluster import Cluster, gateways_of, plan_of, reached
+from .cluster import Cluster, gateways_of, of_host, plans_of, reached
 from .settings import Settings
 
 #: Echo requests go to so many of the hosts that follow in the inventory.
@@ -25,10 +25,11 @@ _planning = Lock()
 def expected(name: str) -> doctor.Expected:
     """What is expected of a host; without a plan, what the inventory alone says."""
     cluster = _cluster()
-    own, made = cluster.hosts[name], plan()
-    mine = made.on(name) if isinstance(made, Plan) else []
+    own, made = cluster.hosts[name], plans()
+    its = None if isinstance(made, str) else of_host(made, name)
+    mine = its.on(name) if its else []
     first = name == cluster.control.name
-    path = own.weights_path or (weights.path(made.model) if isinstance(made, Plan) else "")
+    path = own.weights_path or (weights.path(its.model) if its else "")
     return doctor.Expected(
         address=own.address,
         interface=own.interface,
@@ -38,18 +39,18 @@ def expected(name: str) -> doctor.Expected:
         environment=runtime.path(own.runtime, own.plugins),
         ports=[ports for replica in mine for ports in _ports(replica, name, own)] + _gateway_ports(name, own),
         weights=path if mine else "",
-        weights_bytes=stored_bytes(made.model.architecture) if isinstance(made, Plan) and mine else 0,
+        weights_bytes=stored_bytes(its.model.architecture) if its and mine else 0,
         peers=_peers(name),
         replicas=[replica.name for replica in mine],
-        plan=_described(made) if first and isinstance(made, Plan) else "",
+        plan="; ".join(map(_described, made)) if first and not isinstance(made, str) else "",
         no_plan=made if first and isinstance(made, str) else "",
     )
 
 
-def plan() -> Plan | str:
-    """The inventory's plan, or why it has none."""
+def plans() -> list[Plan] | str:
+    """The inventory's plans, or why it has none."""
     with _planning:  # hosts are prepared side by side
-        return _plan()
+        return _plans()
 
 
 @cache
@@ -58,12 +59,12 @@ def _cluster() -> Cluster:
 
 
 @cache
-def _plan() -> Plan | str:
+def _plans() -> list[Plan] | str:
     cluster = _cluster()
     if cluster.control in state.failed_hosts:
         return f"{cluster.control.name}, which knows what is staged, cannot be reached"
     try:
-        return plan_of(cluster, cluster.hosts[cluster.control.name])
+        return plans_of(cluster)
     except (BadInput, PyinfraError) as error:
         return str(error)
 

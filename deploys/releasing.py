@@ -9,22 +9,16 @@ from typing import Any
 from pyinfra import host, inventory, state
 
 import models
-from models.plan import Replica
+from models.plan import Plan, Replica
 from models.release import Found, Release, merged
 from models.rollout import Rollout, Step, back, before, rollout
 from models.weights import stored_bytes
 from roles import gang, gateway, lock, ray, releases, runtime, secret, service, vllm, weights
 from roles.files import File
 
-from .cluster import Refused, asked, cluster, gateways, network_of, plan, refusing
+from .cluster import Refused, asked, cluster, gateways, network_of, planned, plans, refusing
 
 _once = RLock()  # hosts are prepared side by side
-
-
-def model_path() -> str:
-    """Where vLLM finds the weights on every host."""
-    own = cluster().hosts[host.name]
-    return own.weights_path or weights.path(plan().model)
 
 
 def found() -> dict[str, Found]:
@@ -91,7 +85,7 @@ def _found() -> dict[str, Found]:
 
 @cache
 def _change() -> Rollout:
-    wanted = [_release(replica.name) for replica in plan().replicas]
+    wanted = [_release(replica.name) for replica in planned()]
     return _whole(refusing(lambda: rollout(wanted, _found(), host.data.get("_replica"))))
 
 
@@ -115,7 +109,7 @@ def _undone() -> Rollout:
 
 @cache
 def _release(name: str) -> Release:
-    replica = _replica(name)
+    replica, model = _replica(name), _plan(name).model
     return Release(
         replica=name,
         id=releases.identified(_files(name)),
@@ -125,9 +119,10 @@ def _release(name: str) -> Release:
         health_port=replica.ports.health,
         requests=vllm.requests(replica),
         devices=tuple(replica.devices),
-        model=model_path(),
+        model=_model_path(replica),
         parts=tuple(part.unit for part in _parts(replica)[replica.head.name]),
-        serves=plan().model.name,
+        serves=model.name,
+        names=vllm.names(model, replica),
     )
 
 
@@ -138,7 +133,7 @@ def _files(name: str) -> dict[str, list[File]]:
 
 
 def _on(replica: Replica, name: str) -> list[File]:
-    own, model = cluster().hosts[name], plan().model
+    own, model = cluster().hosts[name], _plan(replica.name).model
     environment = runtime.path(own.runtime, own.plugins)
     seed = secret.value(cluster().control)
     variables = {**network_of(name), **service.devices(replica)}
@@ -152,7 +147,11 @@ def _on(replica: Replica, name: str) -> list[File]:
             arguments={
                 **_load_strategy(replica),
                 **vllm.arguments(
-                    model, replica, name, model_path(), vllm.template_path(replica) if template else None
+                    model,
+                    replica,
+                    name,
+                    _model_path(replica),
+                    vllm.template_path(replica) if template else None,
                 ),
             },
             environment=environment,
@@ -180,9 +179,20 @@ def _parts(replica: Replica) -> dict[str, list[gang.Part]]:
 
 
 def _load_strategy(replica: Replica) -> dict[str, str]:
-    size = stored_bytes(plan().model.architecture)
-    return weights.load_strategy(weights.disks(replica.hosts, model_path()), size)
+    size = stored_bytes(_plan(replica.name).model.architecture)
+    return weights.load_strategy(weights.disks(replica.hosts, _model_path(replica)), size)
+
+
+def _model_path(replica: Replica) -> str:
+    """Where vLLM finds the weights on each of its hosts."""
+    own = cluster().hosts[replica.head.name]
+    return own.weights_path or weights.path(_plan(replica.name).model)
 
 
 def _replica(name: str) -> Replica:
-    return next(replica for replica in plan().replicas if replica.name == name)
+    return next(replica for replica in planned() if replica.name == name)
+
+
+def _plan(name: str) -> Plan:
+    """The plan that has a replica of that name."""
+    return next(made for made in plans() if _replica(name) in made.replicas)

@@ -213,7 +213,7 @@ def watch(rollout: Rollout, place: int) -> None:
         gateway.watched(
             name=f"Watch {batch.title}",
             replicas=batch.names, seconds=own.watch if first else own.watch / 3,
-            where={one.replica: f"{one.address}:{one.port}" for one in rollout.serving(place + 1)},
+            servers=[server(release) for release in rollout.serving(place + 1)],
             otherwise=failed,
         )  # fmt: skip
     barrier(name=f"{batch.title} was watched")
@@ -232,6 +232,7 @@ def server(release: Release) -> gateway.Server:
     return gateway.Server(
         name=release.replica, address=release.address, port=release.port,
         health_port=release.health_port, requests=release.requests,
+        models=release.names or (release.serves,),
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ broke off is finished by the next.
 from pyinfra import host
 
 from deploys import releasing, replacing
-from deploys.cluster import begin, cluster, gateways, here, on_control, plan
+from deploys.cluster import begin, cluster, gateways, here, on_control, plan, planned
 from roles import gang, health, releases, replicas, secret, units, vllm, weights
 from roles.barrier import barrier
 
@@ -52,6 +52,6 @@ for place in host.loop(range(len(change.batches))):
     replacing.replace(change, place, entry)
 
 if gateways():
-    replacing.let_in(change.serving(len(change.batches)), [replica.name for replica in plan().replicas])
+    replacing.let_in(change.serving(len(change.batches)), [replica.name for replica in planned()])
 if on_control() and change:
     releases.ended(name="Say in the history that it is done", entry=entry)

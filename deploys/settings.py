@@ -25,6 +25,10 @@ ANSWERS = ("same", "any")
 PER_HOST = ("plugins", "wheelhouse", "hf_endpoint", "hf_token", "mirror", "mirror_options", "uplink",
             "address", "interface", "gpu", "gpus")  # fmt: skip
 
+#: What may differ between hosts that serve different models.
+PER_MODEL = ("model", "revision", "weights_path", "preset", "context", "concurrency", "optimize", "replicas",
+             "tensor_parallel", "pipeline_parallel", "executor", "port", "vllm_args", "vllm_env")  # fmt: skip
+
 #: What is text where it is set. A secret is not: api_key has a check of its own.
 TEXT = ("model", "revision", "weights_path", "preset", "plugins", "wheelhouse", "hf_endpoint", "mirror",
         "interface", "gpu")  # fmt: skip
@@ -38,7 +42,7 @@ TAKEN_PORTS = range(20000, 32768)
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """One host's settings; all but those in PER_HOST are the same on every host."""
+    """One host's settings: those in PER_HOST its own, in PER_MODEL its model's, the others everyone's."""
 
     # What to serve
     model: str = ""  # a name of `rackserve models`, ORG/NAME of the hub, or a folder with weights_path
@@ -155,11 +159,30 @@ def settings(host_name: str, data: Mapping[str, Any]) -> Settings:
 
 def check_same(hosts: Mapping[str, Settings]) -> None:
     """Raise InventoryError for a setting that two hosts have differently and must not."""
-    first_name, first = next(iter(hosts.items()))
+    first = next(iter(hosts))
+    _check_alike(hosts, first, [key for key in SETTINGS if key not in (*PER_HOST, *PER_MODEL)])
+    for names in pools(hosts).values():
+        _check_alike({name: hosts[name] for name in names}, names[0], PER_MODEL)
+
+
+def pools(hosts: Mapping[str, Settings]) -> dict[str, list[str]]:
+    """{model: the hosts that serve it}, in the inventory's order.
+
+    Hosts without GPUs and without a model are in none, unless there is no other.
+    """
+    found: dict[str, list[str]] = {}
     for name, own in hosts.items():
-        for key in (name for name in SETTINGS if name not in PER_HOST):
-            if getattr(own, key) != getattr(first, key):
-                raise InventoryError(f"{key} differs between {first_name} and {name}: set it for the group")
+        found.setdefault(own.model, []).append(name)
+    idle = [
+        model for model, names in found.items() if not model and not any(hosts[name].gpus for name in names)
+    ]
+    return {model: names for model, names in found.items() if len(found) == 1 or model not in idle}
+
+
+def _check_alike(hosts: Mapping[str, Settings], first: str, keys: Iterable[str]) -> None:
+    for name, key in ((name, key) for key in keys for name in hosts):
+        if getattr(hosts[name], key) != getattr(hosts[first], key):
+            raise InventoryError(f"{key} differs between {first} and {name}: set it for the group")
 
 
 def check_names(given: Iterable[str]) -> None:

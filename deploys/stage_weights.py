@@ -2,7 +2,7 @@
 
 from pyinfra import host
 
-from deploys.cluster import begin, cluster, here, on_control, plan
+from deploys.cluster import begin, cluster, here, on_control, plan, plans
 from roles import runtime, secret, weights
 from roles.barrier import barrier
 
@@ -14,12 +14,14 @@ begin()
 
 weights.tool()
 if own.weights_path is None:
-    uplinks = cluster().uplinks or plan().hosts[:1]
+    uplinks = [name for name in cluster().uplinks if plan(name) == plan()] or plan().hosts[:1]
     copies = weights.copies(weights.disks([*uplinks, *plan().hosts], weights.ROOT))
     uplinks = [name for name in uplinks if copies[name] == name]
     nodes = {name: cluster().hosts[name].address for name in dict.fromkeys(copies.values())}
-    if on_control():
-        weights.resolved(name=f"Resolve {model.repository}", python=python, model=model, source=source)
+    for made in host.loop(plans() if on_control() else ()):
+        weights.resolved(
+            name=f"Resolve {made.model.repository}", python=python, model=made.model, source=source
+        )
     barrier(name="The commit is known")
     if host.name in nodes:
         weights.roomy(name="Look for room", python=python, model=model, control=control)

@@ -176,6 +176,7 @@ class Request:
     pipeline_parallel: int | None = None
     executor: Executor = "auto"
     port: int = 8000
+    first: int = 0  # the number of its first replica
     targets: Targets = Targets()
     optimize: Optimize | None = None
 

@@ -27,8 +27,8 @@ from .weights import Split
 class Copies(Sequence[Replica]):
     """The replicas of an option, each made when it is asked for: most options come to nothing."""
 
-    def __init__(self, first: Replica, where: Sequence[tuple[tuple[Node, ...], int]]) -> None:
-        self.first, self.where = first, where
+    def __init__(self, first: Replica, number: int, where: Sequence[tuple[tuple[Node, ...], int]]) -> None:
+        self.first, self.number, self.where = first, number, where
 
     def __len__(self) -> int:
         return len(self.where)
@@ -41,7 +41,7 @@ class Copies(Sequence[Replica]):
             return self.first
         nodes, slot = self.where[index]
         ports = replace(self.first.ports, slot=slot)
-        return replace(self.first, name=f"replica-{index}", nodes=nodes, ports=ports)
+        return replace(self.first, name=f"replica-{self.number + index}", nodes=nodes, ports=ports)
 
 
 def plan(model: Model, nodes: Sequence[Node], **said: Any) -> Plan:
@@ -167,7 +167,7 @@ def _plan(
         if gpu.vendor == "cpu":
             del flags["gpu-memory-utilization"]
     first = Replica(
-        name="replica-0",
+        name=f"replica-{request.first}",
         nodes=where[0][0],
         split=split,
         executor=executor,
@@ -176,7 +176,7 @@ def _plan(
         gpu=gpu,
         fit=found,
     )
-    return Plan(model, Copies(first, where))
+    return Plan(model, Copies(first, request.first, where))
 
 
 def _batched(model: Model, how: memory.Serving, concurrency: int) -> memory.Serving:
@@ -210,10 +210,12 @@ def _alike(nodes: Sequence[Node]) -> tuple[int, Gpu | None]:
     """How many GPUs each node has, and which; PlanError when they differ."""
     if len({node.gpus for node in nodes}) > 1:
         counts = ", ".join(f"{node.name} {node.gpus}" for node in nodes)
-        raise PlanError(f"the nodes have different numbers of GPUs ({counts}): serve them apart")
+        raise PlanError(
+            f"the nodes have different numbers of GPUs ({counts}): serve them apart, a model each"
+        )
     if len({node.gpu and hardware.gpu(node.gpu).name for node in nodes}) > 1:
         kinds = ", ".join(f"{node.name} {node.gpu or 'unknown'}" for node in nodes)
-        raise PlanError(f"the nodes have different GPUs ({kinds}): serve them apart, an inventory each")
+        raise PlanError(f"the nodes have different GPUs ({kinds}): serve them apart, a model each")
     return nodes[0].gpus, hardware.gpu(nodes[0].gpu) if nodes[0].gpu else None
 
 

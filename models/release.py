@@ -25,7 +25,8 @@ class Release:
     devices: tuple[int, ...]
     model: str
     parts: tuple[str, ...] = ()  # the units of its first host
-    serves: str = ""  # the name by which clients ask for the model
+    serves: str = ""  # the model's name
+    names: tuple[str, ...] = ()  # by which clients ask for it
 
     @property
     def head(self) -> str:

@@ -24,24 +24,32 @@ class Endpoint:
 @click.command()
 @click.argument("question")
 @inventory_option
+@click.option("--model", help="Which, where several are served: the first unless said.")
 @click.option("--max-tokens", default=256, show_default=True)
 @click.option("--temperature", default=0.0, show_default=True)
-def chat(question: str, inventory: str, max_tokens: int, temperature: float) -> None:
+def chat(question: str, inventory: str, model: str | None, max_tokens: int, temperature: float) -> None:
     """Ask the model QUESTION and print its answer as it comes."""
-    ask(endpoint(inventory), question, max_tokens, temperature)
+    ask(endpoint(inventory, model), question, max_tokens, temperature)
 
 
-def endpoint(inventory: str) -> Endpoint:
-    """The gateway's API, or the first replica's; Failed when nothing is served."""
+def endpoint(inventory: str, model: str | None = None) -> Endpoint:
+    """The API of a model, or of the first: the gateway's, or its first replica's.
+
+    Failed when nothing is served, or not that model.
+    """
     from scripts import runner
 
     seen, trouble = look(inventory, "units")
     there = [(host, unit) for host, units in seen.items() for unit in units]
     gateways = [(host, unit["gateway"]) for host, unit in there if unit.get("gateway")]
-    for host, unit in there:
-        if unit.get("port"):
+    served = [(host, unit) for host, unit in there if unit.get("port")]
+    for host, unit in served:
+        if model in (None, unit["model"]):
             name, port = gateways[0] if gateways else (host, unit["port"])
             return Endpoint(f"http://{runner.address(name)}:{port}", unit["model"], unit["key"])
+    if served and not trouble:
+        names = ", ".join(dict.fromkeys(unit["model"] for _, unit in served))
+        raise Failed(f"{model} is not served; there are: {names}")
     raise trouble or Failed("nothing is served; run `rackserve deploy serve_llama` first")
 
 

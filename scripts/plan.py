@@ -133,14 +133,14 @@ def _of_inventory(name: str, what: str | None, said: Mapping[str, Any]) -> Asked
 
     if what and os.path.isdir(what):
         what = os.path.abspath(what)  # reading an inventory changes the directory
-    cluster, own, request = runner.read_inventory(runner.inventory_path(name))
+    nodes, own, request = runner.read_inventory(runner.inventory_path(name), what)
     model = _model(what or own.model, said, own)
-    without = [node.name for node in cluster.nodes if node.gpus and node.gpu is None]
+    without = [node.name for node in nodes if node.gpus and node.gpu is None]
     if without:
         raise Refused(
             f"{', '.join(without)}: no gpu is set, so there is no memory to plan; set it in the inventory"
         )
-    return Asked(model, tuple(cluster.nodes), _request(request, said))
+    return Asked(model, tuple(nodes), _request(request, said))
 
 
 def _model(what: str, said: Mapping[str, Any], own: Any = None) -> Model:

@@ -239,10 +239,10 @@ def _require_hosts() -> None:
         raise Refused("no host of the inventory was chosen: check --limit")
 
 
-def read_inventory(path: str) -> tuple[Any, Any, Any]:
-    """An inventory's cluster, the settings its hosts share, and the request for a plan in them.
+def read_inventory(path: str, model: str | None = None) -> tuple[Any, Any, Any]:
+    """The nodes that serve a model, the settings that they share, and the request for a plan in them.
 
-    Connects to no host.
+    Of several models the first, unless `model` is another of theirs. Connects to no host.
     """
     os.chdir(REPOSITORY)
     from pyinfra.api import State
@@ -252,7 +252,7 @@ def read_inventory(path: str) -> tuple[Any, Any, Any]:
     from pyinfra_cli.inventory import make_inventory
 
     from deploys.cluster import read, request_of
-    from deploys.settings import settings
+    from deploys.settings import pools
 
     try:
         with ctx_state.use(State()):
@@ -268,5 +268,7 @@ def read_inventory(path: str) -> tuple[Any, Any, Any]:
             f"{path}: a host is a name, or a name and its settings: (NAME, {{KEY: VALUE}})"
         ) from None
     cluster = read(inventory)
-    own = settings(cluster.control.name, cluster.control.data)
-    return cluster, own, request_of(own)
+    found = pools(cluster.hosts)
+    names = found.get(model or "") or next(iter(found.values()))
+    own = cluster.hosts[names[0]]
+    return [node for node in cluster.nodes if node.name in names], own, request_of(own)

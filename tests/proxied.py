@@ -49,6 +49,10 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.do_GET()
+
     def log_message(self, *_):
         pass
 
@@ -67,10 +71,10 @@ class Gateway:
                                             stderr=subprocess.DEVNULL, stdout=log)  # fmt: skip
         wait_until(self.answers, 10, "HAProxy")
 
-    def configure(self, ports, agents=(9, 9)):
+    def configure(self, ports, agents=(9, 9), models=(("m",), ("m",))):
         servers = [
-            Server(f"replica-{number}", "127.0.0.1", port, agent_port, 16)
-            for number, (port, agent_port) in enumerate(zip(ports, agents, strict=True))
+            Server(f"replica-{number}", "127.0.0.1", *its)
+            for number, its in enumerate(zip(ports, agents, (16, 16), models, strict=True))
         ]
         self.config.write_text(render(servers, self.port, str(self.run)))
 
@@ -82,6 +86,9 @@ class Gateway:
 
     def get(self, path, **headers):
         return requests.get(f"http://127.0.0.1:{self.port}{path}", headers=headers, timeout=20).text
+
+    def post(self, body, **headers):
+        return requests.post(f"http://127.0.0.1:{self.port}/v1/x", body, headers=headers, timeout=20).text
 
     def admin(self, verb, name="-"):
         words = [sys.executable, ADMIN, verb, name, self.run, self.config]

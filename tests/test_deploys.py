@@ -129,19 +129,27 @@ def dry(tmp_path_factory):
 
     def run(deploy, **settings):
         data = [f"--data={key}={value}" for key, value in {**SETTINGS, **settings}.items()]
-        command = [PYINFRA, inventory, f"deploys/{deploy}.py", "--dry", "--json", *data]
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-        environment = {
-            **clean,
-            "PYTHONPATH": str(REPOSITORY),
-            "PYINFRA_PROGRESS": "off",
-            "XDG_CACHE_HOME": str(inventory.parent),
-        }
-        return subprocess.run(
-            command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=60
-        )
+        return pyinfra(inventory, f"deploys/{deploy}.py", "--dry", "--json", *data)
 
     return run
+
+
+def pyinfra(inventory, *words):
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment = {
+        **clean,
+        "PYTHONPATH": str(REPOSITORY),
+        "PYINFRA_PROGRESS": "off",
+        "XDG_CACHE_HOME": str(inventory.parent),
+    }
+    return subprocess.run(
+        [PYINFRA, inventory, *words],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +164,35 @@ def plan_of(dry):
             assert done.returncode == 0, done.stderr
             known[key] = json.loads(done.stdout)["plan"]
         return known[key]
+
+    return plan
+
+
+SEVERAL = """
+of_all = {"fake_delay": 0, "fake_delay_jitter": 0, "interface": "lo", "runtime": "cpu", "gateway": True,
+          "replicas": 1}
+smol, tiny = {**of_all, "model": "smollm2-135m-instruct"}, {**of_all, "model": "tiny-llama", "gpus": 2}
+head = [("@fake/gpu1", {**of_all, "address": "10.0.0.1", "gpus": 0})]
+workers = [
+    ("@fake/gpu2", {**smol, "address": "10.0.0.2", "gpus": 3}),
+    ("@fake/gpu3", {**tiny, "address": "10.0.0.3"}), ("@fake/gpu4", {**tiny, "address": "10.0.0.4"}),
+]
+"""
+
+
+SEVERAL_MODELS = ["HuggingFaceTB/SmolLM2-135M-Instruct", "rackserve-lab/tiny-llama"]
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    """several(deploy): its operations over hosts that serve two models, beside one that serves none."""
+    inventory = tmp_path_factory.mktemp("inventory") / "several.py"
+    inventory.write_text(SEVERAL)
+
+    def plan(deploy):
+        done = pyinfra(inventory, f"deploys/{deploy}.py", "--dry", "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)["plan"]
 
     return plan
 
@@ -281,6 +318,19 @@ def test_the_nodes_of_a_plan_that_has_none_of_it_are_left_alone(plan_of):
         assert plan[place]["hosts_with_change"] == ["@fake/gpu1", "@fake/gpu2"]
     staged = [op for op in plan if "| Stage " in op["name"]]
     assert [op["hosts_with_change"] for op in staged] == [["@fake/gpu1", "@fake/gpu2"]]
+
+
+def test_each_of_several_models_is_staged_and_served_on_its_own_nodes(several):
+    staged, served = several("stage_weights"), several("serve")
+    resolved = [op["names"] for op in staged if op["name"].startswith("Resolve ")]
+    assert resolved == [[f"Resolve {name}"] for name in SEVERAL_MODELS]
+    (stage,) = (op for op in staged if op["name"].startswith("Stage "))
+    assert sorted(stage["names"]) == [f"Stage {name}" for name in SEVERAL_MODELS]
+    assert stage["hosts_with_change"] == ["@fake/gpu2", "@fake/gpu3", "@fake/gpu4"]
+    (put,) = (op for op in served if op["name"].startswith("Put "))
+    assert sorted(put["names"]) == ["Put replica-0 in place", "Put replica-1000 in place"]
+    assert put["hosts_with_change"] == ["@fake/gpu2", "@fake/gpu3", "@fake/gpu4"]
+    assert places(served, "replica-0, replica-1000 is in the gateway")
 
 
 def test_a_folder_of_the_users_is_checked_and_nothing_is_fetched(plan_of):

@@ -246,6 +246,15 @@ def test_what_was_just_made_in_shared_memory_is_not_called_left():
     assert [one.status for one in examine([two]) if one.id == "shm.stale"] == ["pass"]
 
 
+def test_hosts_of_different_models_may_have_different_gpus_and_weights():
+    one, two = broken(smi("H100 80GB HBM3", "H200"))
+    two.seen["weights"]["digest"] = "beef" * 16
+    apart = dataclasses.replace(two, expected=dataclasses.replace(two.expected, weights="/elsewhere"))
+    checks = {"same.gpu", "same.weights"}
+    assert {finding.id for finding in examine([one, two]) if finding.status == "fail"} >= checks
+    assert not {finding.id for finding in examine([one, apart]) if finding.status == "fail"} & checks
+
+
 def test_weights_to_come_need_room():
     _, two = broken(set_to(f"folders {WEIGHTS} free", 30 * GiB))
     two.seen["weights"].update(files=0, bytes=0)

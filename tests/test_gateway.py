@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import engine
 import pytest
@@ -255,16 +256,80 @@ def test_who_does_worse_than_the_others_is_named(on_host, monkeypatch):
     answering(monkeypatch, {"replica-0": {**well, "errors": 50}, "replica-1": well})
     problems = {}
     on_host({}, executing=True).yielded(
-        watched, replicas=["replica-0"], where={"replica-0": "a:1", "replica-1": "b:2"}, seconds=1,
-        otherwise=problems.__setitem__,
-    )  # fmt: skip
+        watched, replicas=["replica-0"], servers=TWO, seconds=1, otherwise=problems.__setitem__
+    )
     assert problems == {"replica-0": "50 of 100 requests failed, of the others 0 of 100"}
+
+
+def test_a_replica_is_compared_with_those_of_its_own_model(on_host, monkeypatch):
+    well = {"requests": 100, "errors": 0, "first": 0.1, "next": 0.01}
+    answering(monkeypatch, {"replica-0": {**well, "next": 1.0}, "replica-1": well})
+    problems = {}
+    other = [TWO[0], replace(TWO[1], models=("other",))]
+    for servers in (other, TWO):
+        on_host({}, executing=True).yielded(
+            watched, replicas=["replica-0"], servers=servers, seconds=1, otherwise=problems.__setitem__
+        )
+        assert bool(problems) == (servers is TWO)
 
 
 def test_a_replica_that_is_not_there_is_named(real):
     with pytest.raises(subprocess.CalledProcessError) as failure:
         real.admin("drain", "replica-7")
     assert "No such server" in failure.value.stderr
+
+
+@pytest.fixture
+def both(real):
+    """Of two models, the second with an adapter and a name that is none of HAProxy's."""
+    ports = [replica.server_address[1] for replica in real.replicas]
+    real.configure(ports, models=[("llama",), ("org/it's b", "adapter")])
+    real.reload()
+    return real
+
+
+LONG = "x" * 900_000
+
+
+@pytest.mark.parametrize(
+    ("asked", "headers", "answers"),
+    [
+        ({"model": "llama"}, {}, "replica-0"),
+        ({"messages": [{"model": "llama", "content": LONG}], "model": "org/it's b"}, {}, "replica-1"),
+        ({"model": "adapter"}, {}, "replica-1"),
+        ({"messages": LONG + LONG, "model": "llama"}, {"X-Model": "adapter"}, "replica-1"),
+        ({"model": "llama", "messages": LONG + LONG}, {}, "replica-0"),
+    ],
+)
+def test_of_several_models_a_request_finds_its_own(both, asked, headers, answers):
+    assert both.post(json.dumps(asked), **headers) == answers
+
+
+@pytest.mark.parametrize("asked", [json.dumps({"model": "other"}), json.dumps({"input": LONG * 2}), "{", ""])
+def test_a_model_that_is_not_there_is_answered_with_those_that_are(both, asked):
+    said = json.loads(both.post(asked))["error"]
+    assert said["code"] == 404 and said["message"].endswith("there are: llama, org/it's b, adapter")
+
+
+def test_several_models_are_listed_and_shown_one_by_one(both):
+    assert [one["id"] for one in json.loads(both.get("/v1/models"))["data"]] == [
+        "llama",
+        "org/it's b",
+        "adapter",
+    ]
+    assert both.get("/v1/models/org/it's%20b") == "replica-1"
+    assert both.get("/v1/models/llama") == "replica-0"
+
+
+def test_who_is_drained_stays_so_when_another_model_comes_and_goes(real):
+    ports = [replica.server_address[1] for replica in real.replicas]
+    real.admin("drain", "replica-1")
+    for models in ([("m",), ("n",)], [("n",), ("m",)], [("m",), ("m",)]):
+        real.configure(ports, models=models)
+        real.reload()
+        assert [one["in"] for one in real.servers().values()] == [True, False]
+    real.admin("ready", "replica-1")
+    assert real.servers()["replica-1"]["in"]
 
 
 PACE = 0.1  # seconds for a token

@@ -6,12 +6,14 @@ from types import SimpleNamespace
 import pytest
 
 import models
-from deploys.cluster import Cluster, model_of, plan_of, request_of
-from deploys.settings import Settings, check_names, check_same, check_typos, settings
+from deploys.cluster import Cluster, model_of, of_host, plan_of, plans_of, request_of
+from deploys.settings import Settings, check_names, check_same, check_typos, pools, settings
 from models import source
 from models.errors import InventoryError
+from models.plan import Node
 
 HOST = {"address": "10.0.0.1"}
+NODES = [Node("head", "10.0.0.1", 1)]
 
 
 @pytest.fixture(autouse=True)
@@ -174,6 +176,41 @@ def test_what_belongs_to_a_host_may_differ():
     check_same({"gpu1": settings("gpu1", HOST), "gpu2": settings("gpu2", {**HOST, "gpus": 4})})
 
 
+def test_hosts_that_serve_different_models_share_what_is_not_the_models():
+    one, other = {**HOST, "model": "a", "gpus": 4}, {**HOST, "model": "b", "vllm_args": {"seed": 1}}
+    hosts = {name: settings(name, data) for name, data in (("gpu1", one), ("gpu2", other), ("gpu3", one))}
+    check_same(hosts)
+    assert pools(hosts) == {"a": ["gpu1", "gpu3"], "b": ["gpu2"]}
+    with pytest.raises(InventoryError, match="context differs between gpu1 and gpu3: set it for the group"):
+        check_same({**hosts, "gpu3": replace(hosts["gpu3"], context=1024)})
+    with pytest.raises(InventoryError, match="gateway differs between gpu1 and gpu2"):
+        check_same({**hosts, "gpu2": replace(hosts["gpu2"], gateway=True)})
+
+
+def test_a_host_without_gpus_needs_no_model_where_others_have_one():
+    idle, serving = settings("head", {**HOST, "gpus": 0}), settings("gpu1", {**HOST, "model": "a"})
+    assert pools({"head": idle, "gpu1": serving}) == {"a": ["gpu1"]}
+    assert pools({"head": idle, "gpu1": replace(idle, gpus=8)}) == {"": ["head", "gpu1"]}
+    without = {"head": replace(idle, gpus=8), "gpu1": serving}
+    assert pools(without) == {"": ["head"], "a": ["gpu1"]}
+
+
+def test_replicas_of_each_model_have_numbers_of_their_own():
+    hosts = {
+        f"gpu{n}": settings(f"gpu{n}", {"address": f"10.0.0.{n}", "gpus": 1, "model": model, "replicas": 2})
+        for n, model in enumerate(
+            ("tiny-llama", "tiny-llama", "smollm2-135m-instruct", "smollm2-135m-instruct")
+        )
+    }
+    control = SimpleNamespace(name="gpu0", get_fact=lambda fact, path: "")
+    made = plans_of(Cluster(control, hosts))
+    assert [[replica.name for replica in its.replicas] for its in made] == [
+        ["replica-0", "replica-1"], ["replica-1000", "replica-1001"],
+    ]  # fmt: skip
+    assert [its.hosts for its in made] == [("gpu0", "gpu1"), ("gpu2", "gpu3")]
+    assert of_host(made, "gpu3") == made[1] and of_host(made, "elsewhere") == made[0]
+
+
 def test_what_is_optimized_chooses_the_preset_and_how_many_replicas():
     own = settings("gpu1", {**HOST, "model": "llama-3.1-70b-instruct", "optimize": "throughput"})
     assert request_of(own).replicas is None and request_of(own).optimize == "throughput"
@@ -192,7 +229,7 @@ def test_a_revision_of_the_hubs_means_the_commit_that_was_staged_for_it(monkeypa
     control = SimpleNamespace(name="head", get_fact=lambda fact, path: staged.get(path, ""))
     own = Settings(model="org/m", gpus=1, hf_endpoint="http://head", **HOST)
     first = replace(own, hf_endpoint="http://other")
-    made = plan_of(Cluster(control, {"head": own}), first)
-    plan_of(Cluster(control, {"head": own}), replace(first, revision="v2"))
+    made = plan_of(Cluster(control, {"head": own}), first, NODES)
+    plan_of(Cluster(control, {"head": own}), replace(first, revision="v2"), NODES)
     assert asked == [("org/m", "c0ffee", "http://head", None), ("org/m", "v2", "http://head", None)]
     assert made.model.revision == "main"  # the path of what was staged

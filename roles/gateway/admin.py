@@ -29,7 +29,9 @@ def main(verb, name=None, run=RUN, config=CONFIG):
     elif verb == "reload":
         reload(run, config, int(name))
     else:
-        said = ask(run, current(run), f"set server replicas/{name} state {STATES[verb]}")
+        now = current(run)
+        backend = rows(ask(run, now, "show stat")).get(name, {}).get("backend", "replicas")
+        said = ask(run, now, f"set server {backend}/{name} state {STATES[verb]}")
         if said:
             sys.exit(said)
         save(run, config)
@@ -54,6 +56,7 @@ def rows(stat):
     return {
         row["svname"]: {
             "name": row["svname"],
+            "backend": row["pxname"],  # one for each model
             "status": row["status"],  # UP, DOWN, MAINT, "UP 1/3", "DOWN (agent)"
             "in": not row["status"].startswith("MAINT"),
             "sessions": int(row["scur"]),
@@ -62,7 +65,7 @@ def rows(stat):
             "errors": sum(int(row[name] or 0) for name in ("econ", "eresp", "hrsp_5xx")),
         }
         for row in csv.DictReader(stat.removeprefix("# ").splitlines())
-        if row["pxname"] == "replicas" and row["svname"] not in ("FRONTEND", "BACKEND")
+        if row["pxname"].startswith("replicas") and row["svname"] not in ("FRONTEND", "BACKEND")
     }
 
 
@@ -98,19 +101,31 @@ def save(run, config):
     """Also after each change: a HAProxy that dies comes back as it was.
 
     Only who is drained is kept: whether the others are well is seen at once. HAProxy would take ports
-    from here too; they are the configuration's to say.
+    from here too; they are the configuration's to say, and so is which backend one is in.
     """
     with open(config) as file:
-        ports = dict(re.findall(r"^ *server (\S+) \S+:(\d+)", file.read(), re.MULTILINE))
+        wanted = placed(file)
     version, names, *rows = ask(run, current(run), "show servers state").splitlines()
     kept = [version, names]
     for row in csv.DictReader([names.removeprefix("# "), *rows], delimiter=" "):
-        if row["srv_admin_state"] != "0" and row["srv_name"] in ports:
-            kept.append(" ".join({**row, "srv_port": ports[row["srv_name"]]}.values()))
+        if row["srv_admin_state"] != "0" and row["srv_name"] in wanted:
+            kept.append(" ".join({**row, **wanted[row["srv_name"]]}.values()))
     new = f"{run}/servers.state.new"
     with open(new, "w") as file:
         file.write("\n".join(kept) + "\n")
     os.replace(new, f"{run}/servers.state")
+
+
+def placed(lines):
+    """{server: its backend and port} of a configuration, in the words of HAProxy's state."""
+    found, backend = {}, ""
+    for line in lines:
+        words = line.split()
+        if words[:1] == ["backend"]:
+            backend = words[1]
+        elif words[:1] == ["server"]:
+            found[words[1]] = {"be_name": backend, "srv_port": words[2].rpartition(":")[2]}
+    return found
 
 
 def ask(run, pid, command):

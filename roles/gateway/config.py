@@ -1,10 +1,14 @@
-"""HAProxy's configuration for the replicas of a model. Pure; for HAProxy 2.4 and later."""
+"""HAProxy's configuration for the replicas of one model, or of several. Pure; for HAProxy 2.4 and later."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+#: Of the replicas of one model. Those of several have one each, with the model's name after it.
 BACKEND = "replicas"
 
 #: Its port, on loopback.
@@ -13,35 +17,96 @@ STATISTICS = 8404
 #: Requests of one conversation find the replica that has its prefix in its KV cache.
 SESSION = "x-session-id"
 
+#: Says which model, where the body does not, or too late.
+MODEL = "x-model"
+
+#: Bytes of a request in which the model's name must be; of several models each is read so far.
+READ = 1 << 20
+
 
 @dataclass(frozen=True)
 class Server:
-    """A replica, as the gateway sees it: its API, who says whether it generates, what it runs at once."""
+    """A replica, as the gateway sees it: its API, who says whether it generates, what it runs at once.
+
+    `models` are the names by which it answers, first the model's own.
+    """
 
     name: str
     address: str
     port: int
     health_port: int
     requests: int
+    models: tuple[str, ...] = ("",)
+
+    @property
+    def model(self) -> str:
+        return self.models[0]
+
+    @property
+    def place(self) -> str:
+        return f"{self.address}:{self.port}"
 
 
 def render(servers: Sequence[Server], port: int, run: str) -> str:
     """The whole file; `run` is the folder of the socket and of the servers' state."""
+    backends = _backends(servers)
+    down = "".join(f" {{ nbsrv({backend}) lt 1 }}" for backend in backends)
+    return "".join([
+        _GLOBAL.format(run=run, read=f"    tune.bufsize {READ}\n" if len(backends) > 1 else ""),
+        _FRONTEND.format(port=port, down=down),
+        _by_model(backends) if len(backends) > 1 else f"    default_backend {BACKEND}\n",
+        *(_backend(name, its) for name, its in backends.items()),
+        _STATISTICS.format(statistics=STATISTICS),
+    ])  # fmt: skip
+
+
+def _backends(servers: Sequence[Server]) -> dict[str, list[Server]]:
+    """{backend: its servers}: one of each model."""
+    models = dict.fromkeys(one.model for one in servers)
+    if len(models) < 2:
+        return {BACKEND: list(servers)}
+    return {_named(model): [one for one in servers if one.model == model] for model in models}
+
+
+def _named(model: str) -> str:
+    """Of what HAProxy allows in a name."""
+    return f"{BACKEND}-{re.sub(r'[^A-Za-z0-9_.-]', ':', model)}"
+
+
+def _by_model(backends: Mapping[str, Sequence[Server]]) -> str:
+    names = {backend: list(dict.fromkeys(model for one in its for model in one.models))
+             for backend, its in backends.items()}  # fmt: skip
+    every = [name for its in names.values() for name in its]
+    listed = {
+        "object": "list",
+        "data": [{"id": name, "object": "model", "owned_by": "vllm"} for name in every],
+    }
+    message = (
+        f"no such model, or none in the first {READ >> 20} MiB of the request (the header {MODEL}"
+        f" says it, too); there are: {', '.join(every)}"
+    )
+    unknown = {"error": {"message": message, "type": "NotFoundError", "param": "model", "code": 404}}
+    uses = [f"    use_backend {backend} if {{ var(txn.model) -m str -- {shlex.join(its)} }}\n"
+            for backend, its in names.items()]  # fmt: skip
+    return _BY_MODEL.format(
+        header=MODEL, listed=shlex.quote(json.dumps(listed)), unknown=shlex.quote(json.dumps(unknown)),
+        every=shlex.join(every), uses="".join(uses),
+    )  # fmt: skip
+
+
+def _backend(name: str, servers: Sequence[Server]) -> str:
     lines = (
-        f"    server {one.name} {one.address}:{one.port} agent-port {one.health_port}"
-        f" maxconn {one.requests}\n"
+        f"    server {one.name} {one.place} agent-port {one.health_port} maxconn {one.requests}\n"
         for one in servers
     )
-    return _FILE.format(
-        run=run, port=port, statistics=STATISTICS, session=SESSION, backend=BACKEND, servers="".join(lines)
-    )
+    return _BACKEND.format(name=name, session=SESSION, servers="".join(lines))
 
 
 # Why not ...
 # on-marked-down shutdown-sessions: a health check that is late would cut answers that are well. A node
 #   that is gone is found by keep-alive, a process that is gone by its connection.
 # retry-on all-retryable-errors: a replica that dies of a request would take the others along.
-_FILE = """\
+_GLOBAL = """\
 # Written by Rackserve; changes here are overwritten.
 global
     user haproxy
@@ -53,7 +118,7 @@ global
     stats socket {run}/admin.sock mode 600 level admin expose-fd listeners
     stats timeout 1m
     server-state-file {run}/servers.state
-
+{read}
 defaults
     mode http
     log global
@@ -80,16 +145,30 @@ defaults
 try again", "type": "overloaded_error", "code": 503}}}}' hdr Retry-After 5
     http-error status 502 content-type application/json string '{{"error": {{"message": "the replica ended \
 before it answered; try again", "type": "server_error", "code": 502}}}}'
+"""
 
+_FRONTEND = """
 frontend openai
     bind :{port}
     monitor-uri /health
-    monitor fail if {{ nbsrv({backend}) lt 1 }}
+    monitor fail if{down}
     # vLLM's key guards no more than this, and so no more is let through.
     http-request deny deny_status 404 unless {{ path_beg /v1/ }}
-    default_backend {backend}
+"""
 
-backend {backend}
+# The list asks for no key, which the gateway does not know.
+_BY_MODEL = """\
+    http-request return status 200 content-type application/json string {listed} if {{ path /v1/models }}
+    http-request set-var(txn.model) req.hdr({header}) if {{ req.hdr({header}) -m found }}
+    http-request set-var(txn.model) path,url_dec,regsub(^/v1/models/,) if {{ path_beg /v1/models/ }}
+    http-request wait-for-body time 1m unless {{ var(txn.model) -m found }}
+    http-request set-var(txn.model) req.body,json_query('$.model') unless {{ var(txn.model) -m found }}
+    http-request return status 404 content-type application/json string {unknown} \
+unless {{ var(txn.model) -m str -- {every} }}
+{uses}"""
+
+_BACKEND = """
+backend {name}
     balance leastconn
     stick-table type string len 128 size 100k expire 30m
     stick on req.hdr({session})
@@ -102,7 +181,9 @@ backend {backend}
     srvtcpka-cnt 3
     load-server-state-from-file global
     default-server check inter 2s fastinter 500ms fall 3 rise 1 agent-check agent-inter 2s
-{servers}
+{servers}"""
+
+_STATISTICS = """
 frontend statistics
     bind 127.0.0.1:{statistics}
     stats enable

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from pyinfra.api import FactBase, OperationError, QuoteString, StringCommand, op
 from roles import remote, service
 from roles.units.facts import RUNS, timestamp
 
+from .config import Server
 from .judge import judge
 
 UNIT = service.unit("gateway", "haproxy")
@@ -150,23 +151,24 @@ def seen(replica: str, otherwise: Callable[[str], None] | None = None) -> Iterat
 
 @operation()
 def watched(
-    replicas: Sequence[str], where: Mapping[str, str], seconds: float, otherwise: Callable[[str, str], None]
-) -> Iterator[StringCommand]:
-    """Look for so many seconds how replicas fare beside all others; changes nothing.
+    replicas: Sequence[str], servers: Sequence[Server], seconds: float,
+    otherwise: Callable[[str, str], None],
+) -> Iterator[StringCommand]:  # fmt: skip
+    """Look for so many seconds how replicas fare beside all others of their model; changes nothing.
 
-    + where: {replica: ADDRESS:PORT} of all
     + otherwise: gets the name of one that does worse, and what is wrong with it
     """
+    models = {server.name: server.model for server in servers}
     if state.is_executing and seconds:
-        words = (str(seconds), *(f"{name}={place}" for name, place in where.items()))
+        words = (str(seconds), *(f"{server.name}={server.place}" for server in servers))
         succeeded, out, err = remote.run(host, "python3", WATCH, *words, **remote.arguments(host))
         if not succeeded:
             yield remote.failure(host, f"the gateway could not be watched: {err or out}")
             return
         windows = json.loads(out)
         for name in replicas:
-            one = windows[name]
-            if problem := judge(name, windows):
+            one, alike = windows[name], [other for other in windows if models[other] == models[name]]
+            if problem := judge(name, {other: windows[other] for other in alike}):
                 otherwise(name, problem)
             host.log(f"{name}: {one['requests']} requests, {one['errors']} failed: {problem or 'well'}")
     host.noop("watched")

@@ -39,6 +39,21 @@ def requests(replica: Replica) -> int:
     return int(replica.arguments.get("max-num-seqs", 1024)) * replica.split.data
 
 
+def names(model: Model, replica: Replica) -> tuple[str, ...]:
+    """By which clients may ask for what a replica serves, its own first: also those of its adapters."""
+    said = replica.arguments.get("served-model-name", model.name)
+    own = [said] if isinstance(said, str) else list(said)
+    adapters = replica.arguments.get("lora-modules", ())
+    return tuple(dict.fromkeys([*own, *map(_adapter, [adapters] if isinstance(adapters, str) else adapters)]))
+
+
+def _adapter(said: Any) -> str:
+    """As vLLM takes it (entrypoints/openai/cli_args.py, LoRAParserAction): NAME=PATH, or an object."""
+    if isinstance(said, str) and "=" in said and not said.lstrip().startswith("{"):
+        return said.partition("=")[0]
+    return str((yaml.safe_load(said) if isinstance(said, str) else said)["name"])
+
+
 def variables(model: Model, cache: str) -> dict[str, str]:
     """The environment of the vLLM process, the same on each host."""
     return {

@@ -32,6 +32,13 @@ def same(hosts: Sequence[Host], value_of: Callable[[Host], str], say: Say = fail
     }
 
 
+def same_of_model(hosts: Sequence[Host], value_of: Callable[[Host], str]) -> Verdicts:
+    """`same` among the hosts of each model; those that serve none are compared with each other."""
+    models = dict.fromkeys(host.expected.weights for host in hosts)
+    found = [same([host for host in hosts if host.expected.weights == model], value_of) for model in models]
+    return {name: verdict for verdicts in found for name, verdict in verdicts.items()}
+
+
 @check_across(
     "same.driver",
     "One driver version",
@@ -46,9 +53,9 @@ def driver(hosts: Sequence[Host]) -> Verdicts:
 
 @check_across(
     "same.gpu",
-    "One model of GPU",
+    "One model of GPU for a model that is served",
     looks_at="nvidia-smi -q: Product Name",
-    fix="make replicas of hosts that are alike, each kind in an inventory of its own",
+    fix="make replicas of hosts that are alike: give each kind a model of its own (docs/gateway.md)",
     reference="sparkrun#137",
     gpus_only=True,
 )
@@ -56,7 +63,7 @@ def gpu(hosts: Sequence[Host]) -> Verdicts:
     def names(host: Host) -> str:
         return ", ".join(sorted({one["Product Name"] for one in gpus(host.get("nvidia_smi"))}))
 
-    return same(hosts, names)
+    return same_of_model(hosts, names)
 
 
 @check_across(
@@ -136,7 +143,7 @@ def weights(hosts: Sequence[Host]) -> Verdicts:
             return "nothing staged"
         return f"{there['files']} files, {size(there['bytes'])} ({there['digest'][:8]})"
 
-    return same(hosts, snapshot)
+    return same_of_model(hosts, snapshot)
 
 
 @check_across(

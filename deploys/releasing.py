@@ -13,7 +13,7 @@ from models.plan import Plan, Replica
 from models.release import Found, Release, merged
 from models.rollout import Rollout, Step, back, before, rollout
 from models.weights import stored_bytes
-from roles import gang, gateway, lock, ray, releases, runtime, secret, service, vllm, weights
+from roles import base, gang, gateway, lock, ray, releases, runtime, secret, service, vllm, weights
 from roles.files import File
 
 from .cluster import Refused, asked, cluster, gateways, network_of, planned, plans, refusing
@@ -73,6 +73,33 @@ def entry(deploy: str, change: Rollout) -> releases.Entry:
     )
 
 
+def rebooting() -> list[str]:
+    """The hosts that this run reboots; Refused when one is a gateway, unless its answers may be cut."""
+    with _once:
+        return _rebooting()
+
+
+def idle() -> list[str]:
+    """Those of them that no replica is on, once those are gone that leave."""
+    stay = [seen.hosts for name, seen in found().items() if name not in change().leaving]
+    busy = {name for hosts in (*stay, *(replica.hosts for replica in planned())) for name in hosts}
+    return [name for name in rebooting() if name not in busy]
+
+
+@cache
+def _rebooting() -> list[str]:
+    own = cluster().hosts[host.name]
+    if own.reboot == "no":
+        return []
+    hosts = [name for name in cluster().hosts if own.reboot == "all" or asked(name).get_fact(base.RebootDue)]
+    if (cut := [name for name in hosts if name in gateways()]) and not own.cut:
+        raise Refused(
+            f"{', '.join(cut)}: a gateway that is to be rebooted: it would cut all that it answers; make"
+            " another host the gateway, or say --data cut=True"
+        )
+    return hosts
+
+
 @cache
 def _kept() -> dict[str, dict[str, dict[str, Any]]]:
     with _once:
@@ -86,7 +113,7 @@ def _found() -> dict[str, Found]:
 @cache
 def _change() -> Rollout:
     wanted = [_release(replica.name) for replica in planned()]
-    return _whole(refusing(lambda: rollout(wanted, _found(), host.data.get("_replica"))))
+    return _whole(refusing(lambda: rollout(wanted, _found(), host.data.get("_replica"), _rebooting())))
 
 
 def _whole(change: Rollout) -> Rollout:

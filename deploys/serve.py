@@ -45,6 +45,7 @@ units.only(name="Stop what is not planned", pattern="rackserve-*.service", keep=
 replicas.only(name="Remove what is not planned", keep=stays)
 barrier(name="Only planned replicas are left")
 
+replacing.reboot(releasing.idle())
 replacing.confirm(releasing.staying())
 if gateways() and change and change.answering:  # a run that broke off may have left one out
     replacing.let_in(change.serving(0), change.answering)

@@ -20,6 +20,7 @@ EXECUTORS = ("auto", "ray", "mp")
 RUNTIMES = ("cuda", "cpu")
 OPTIMIZE = ("latency", "throughput")
 ANSWERS = ("same", "any")
+REBOOT = ("no", "due", "all")
 
 #: What may differ between hosts.
 PER_HOST = ("plugins", "wheelhouse", "hf_endpoint", "hf_token", "mirror", "mirror_options", "uplink",
@@ -71,6 +72,7 @@ class Settings:
     watch: int = 30  # seconds that the first is looked at beside the others; a third of it for each other
     answers: str = "same"  # as before with the same weights; or any
     degraded: bool = False  # go on although another replica is down
+    reboot: str = "no"  # while it is out, of its nodes those on which one is due, or all
 
     # What to serve it with
     runtime: str = "cuda"  # or cpu
@@ -98,6 +100,7 @@ class Settings:
         _one_of("executor", self.executor, EXECUTORS)
         _one_of("runtime", self.runtime, RUNTIMES)
         _one_of("answers", self.answers, ANSWERS)
+        _one_of("reboot", self.reboot, REBOOT)
         if self.optimize is not None:
             _one_of("optimize", self.optimize, OPTIMIZE)
         for name in ("concurrency", "port", "gateway_port", "ready_timeout"):
@@ -168,15 +171,13 @@ def check_same(hosts: Mapping[str, Settings]) -> None:
 def pools(hosts: Mapping[str, Settings]) -> dict[str, list[str]]:
     """{model: the hosts that serve it}, in the inventory's order.
 
-    Hosts without GPUs and without a model are in none, unless there is no other.
+    A model whose hosts have no GPUs is none, unless there is no other.
     """
     found: dict[str, list[str]] = {}
     for name, own in hosts.items():
         found.setdefault(own.model, []).append(name)
-    idle = [
-        model for model, names in found.items() if not model and not any(hosts[name].gpus for name in names)
-    ]
-    return {model: names for model, names in found.items() if len(found) == 1 or model not in idle}
+    serving = {model: names for model, names in found.items() if any(hosts[name].gpus for name in names)}
+    return serving or found
 
 
 def _check_alike(hosts: Mapping[str, Settings], first: str, keys: Iterable[str]) -> None:

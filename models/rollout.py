@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -13,10 +13,14 @@ from .release import Found, Proof, Release
 
 @dataclass(frozen=True)
 class Step:
-    """One replica that gets a release; `old` is how it was found."""
+    """One replica that gets a release, or only new boots; `old` is how it was found.
+
+    `reboot` are those of its hosts that are rebooted while it is stopped.
+    """
 
     new: Release
     old: Found | None = None
+    reboot: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -36,10 +40,15 @@ class Step:
     @property
     def back(self) -> Proof | None:
         """What it goes back to when the new release fails: what it ran, if that was ever well."""
-        if self.old is None:
+        if self.old is None or self.only_reboots:
             return None
         own = self.old.proof(self.was.id) if self.was and self.was.id != self.new.id else None
         return own or self.old.before(self.new.id)
+
+    @property
+    def only_reboots(self) -> bool:
+        """No other release would be better off."""
+        return bool(self.reboot) and not _differs(self.new, self.old)
 
     @property
     def expected(self) -> str | None:
@@ -66,6 +75,10 @@ class Batch:
     @property
     def title(self) -> str:
         return ", ".join(self.names)
+
+    @property
+    def reboot(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(host for step in self.steps for host in step.reboot))
 
 
 @dataclass(frozen=True)
@@ -108,10 +121,16 @@ class Rollout:
         return sorted(known, key=lambda release: (len(release.replica), release.replica))
 
 
-def rollout(wanted: Sequence[Release], found: Mapping[str, Found], only: str | None = None) -> Rollout:
+def rollout(
+    wanted: Sequence[Release],
+    found: Mapping[str, Found],
+    only: str | None = None,
+    reboot: Collection[str] = (),
+) -> Rollout:
     """What is to be done for every replica to run what is wanted, and no other replica to run.
 
     + only: the one replica that may be replaced; InventoryError when it is not planned
+    + reboot: hosts that are to be rebooted, each while all replicas on it are stopped
     Those that answer nobody come first and all at once, unless they wait for another's GPUs; then one
     after another, in the plan's order.
     """
@@ -119,11 +138,17 @@ def rollout(wanted: Sequence[Release], found: Mapping[str, Found], only: str | N
     if only is not None and only not in names:
         raise InventoryError(f"no replica {only}; there are: {', '.join(names)}")
     steps = [
-        Step(release, found.get(release.replica))
+        Step(release, old, boots)
         for release in wanted
-        if only in (None, release.replica) and _differs(release, found.get(release.replica))
+        if only in (None, release.replica)
+        for old in [found.get(release.replica)]
+        for boots in [_among(reboot, release, old)]
+        if boots or _differs(release, old)
     ]
     for step in steps if only else ():
+        beside = [name for name, seen in found.items() if name != only and {*seen.hosts} & {*step.reboot}]
+        if beside:
+            raise InventoryError(f"{only} and {beside[0]} share a host that is rebooted: leave out --replica")
         if other := next((seen.release for name, seen in found.items() if name != only and seen.hosts
                           and seen.release and step.new.meets(seen.release)), None):  # fmt: skip
             raise InventoryError(f"{only} is to get GPUs of {other.replica}: replace both, without --replica")
@@ -189,12 +214,22 @@ def _differs(wanted: Release, found: Found | None) -> bool:
     return bool(found.proofs) and not found.proof(wanted.id)
 
 
+def _among(reboot: Collection[str], release: Release, old: Found | None) -> tuple[str, ...]:
+    """Those of the hosts to be rebooted that a replica has, before or after."""
+    return tuple(
+        host for host in dict.fromkeys((*release.hosts, *(old.hosts if old else ()))) if host in reboot
+    )
+
+
 def _answers(step: Step) -> bool:
     return step.old is not None and step.old.up
 
 
 def _groups(steps: Sequence[Step]) -> Iterator[list[Step]]:
-    """Steps of which one wants GPUs that another has, together; in order of their first."""
+    """Steps of which one wants GPUs that another has, or on a host that is rebooted, together.
+
+    In order of their first.
+    """
     left = list(steps)
     while left:
         group = [left.pop(0)]
@@ -206,4 +241,6 @@ def _groups(steps: Sequence[Step]) -> Iterator[list[Step]]:
 
 
 def _meet(one: Step, other: Step) -> bool:
-    return any(new.meets(was) for new, was in ((one.new, other.was), (other.new, one.was)) if was is not None)
+    return bool({*one.reboot} & {*other.reboot}) or any(
+        new.meets(was) for new, was in ((one.new, other.was), (other.new, one.was)) if was is not None
+    )

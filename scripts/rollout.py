@@ -39,6 +39,11 @@ watch_option = click.option(
 @cut_option
 @degraded_option
 @watch_option
+@click.option(
+    "--reboot",
+    type=click.Choice(["due", "all"]),
+    help="Also reboot nodes while nothing serves on them: those on which a reboot is due, or all.",
+)
 @click.pass_context
 def rollout(
     context: click.Context, inventory: str, data: tuple[str, ...], replica: str | None, dry: bool,
@@ -106,7 +111,8 @@ def _run(
     for batch in change.batches:
         for step in batch.steps:
             was = step.was.id if step.was else "nothing"
-            click.echo(f"{step.name}: {was} -> {step.new.id}{' (not done: --dry)' if dry else ''}")
+            boots = f", {', '.join(step.reboot)} rebooted" if step.reboot else ""
+            click.echo(f"{step.name}: {was} -> {step.new.id}{boots}{' (not done: --dry)' if dry else ''}")
     for name in change.leaving:
         click.echo(f"{name}: {'would be removed' if dry else 'removed'}")
 

@@ -109,6 +109,7 @@ def test_variables_keep_vllm_offline_and_its_caches_on_the_node():
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "0",
         "VLLM_ENGINE_READY_TIMEOUT_S": "7200",
+        "VLLM_ENABLE_STARTUP_PLAN": "1",
         "VLLM_CACHE_ROOT": "/cache/vllm",
         "TORCHINDUCTOR_CACHE_DIR": "/cache/inductor",
         "TRITON_CACHE_DIR": "/cache/triton",

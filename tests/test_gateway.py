@@ -266,11 +266,11 @@ def test_a_replica_is_compared_with_those_of_its_own_model(on_host, monkeypatch)
     answering(monkeypatch, {"replica-0": {**well, "next": 1.0}, "replica-1": well})
     problems = {}
     other = [TWO[0], replace(TWO[1], models=("other",))]
-    for servers in (other, TWO):
+    for among in (other, TWO):
         on_host({}, executing=True).yielded(
-            watched, replicas=["replica-0"], servers=servers, seconds=1, otherwise=problems.__setitem__
+            watched, replicas=["replica-0"], servers=among, seconds=1, otherwise=problems.__setitem__
         )
-        assert bool(problems) == (servers is TWO)
+        assert bool(problems) == (among is TWO)
 
 
 def test_a_replica_that_is_not_there_is_named(real):

@@ -15,7 +15,7 @@ import pytest
 from tests.lab.node import Node
 from tests.lab.shell import wait_until
 from tests.lab.testing import BIN, REPOSITORY, Outcome, api_key, belongings, pyinfra, rackserve
-from tests.lab.two import PORT, TWO, states
+from tests.lab.two import OTHER, PORT, SEVERAL, TWO, states
 from tests.load.driver import Load, summary
 from tests.load.expected import record
 
@@ -24,6 +24,7 @@ pytestmark = pytest.mark.lab
 USERS, PAUSE = 3, 1.0  # so that the processor has time for who starts
 SHORT, LONG = (4, 64), (200, 400)
 CALM = {"watch": 3}
+BOOT = "cat /proc/sys/kernel/random/boot_id"
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,14 @@ def expected(lab: list[Node], two: set[str], tmp_path_factory: pytest.TempPathFa
     file = tmp_path_factory.mktemp("load") / "expected.json"
     record(file, f"http://{lab[0].address}:8000", api_key(lab[0]), TWO["model"], LONG[1])
     return file
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The file of an inventory whose second node serves another model."""
+    file = tmp_path_factory.mktemp("inventory") / "several.py"
+    file.write_text(SEVERAL)
+    return str(file)
 
 
 @contextmanager
@@ -129,13 +138,56 @@ def test_what_cannot_be_is_refused_and_changes_nothing(
     assert running(lab[0]) == before and all_well(lab[0])
 
 
-def test_teardown_leaves_the_node_as_it_was_before_serve(
-    lab: list[Node], inventory: str, two: set[str]
+def test_another_model_comes_to_the_gateway_and_each_is_found_by_its_name(
+    lab: list[Node], expected: Path, several: str
 ) -> None:
-    done = pyinfra("teardown", inventory=inventory)
+    started = unit_starts(lab[0])
+    done = rollout(several)
+    assert done.code == 0 and unit_starts(lab[0]) == started, done.said
+    assert {one["name"]: one["status"] for one in states(lab[0])} == dict.fromkeys(
+        ["replica-0", "replica-1", "replica-1000"], "UP"
+    )
+    for model in (TWO["model"], OTHER):
+        said = rackserve("chat", "--model", model, "--max-tokens", "4", "-i", several, "Hello")
+        assert said.code == 0, said.said
+    there = rackserve("chat", "--model", "third", "-i", several, "Hello")
+    assert there.code == 1 and f"third is not served; there are: {TWO['model']}, {OTHER}" in there.said
+    assert pyinfra("serve", inventory=several).changed == {}
+
+
+def test_a_node_is_rebooted_where_one_is_due_while_its_replica_is_out_and_no_other_is_touched(
+    lab: list[Node], several: str
+) -> None:
+    started, boot = unit_starts(lab[0]), lab[1].sudo(BOOT)
+    refused = rollout(several, reboot="all")
+    assert refused.code and "node1: a gateway that is to be rebooted" in refused.said, refused.said
+    lab[1].sudo("touch /run/reboot-required")
+    done = rollout(several, reboot="due")
+    assert done.code == 0 and "replica-1000: " in done.said and "node2 rebooted" in done.said, done.said
+    assert lab[1].sudo(BOOT) != boot and unit_starts(lab[0]) == started
+    assert [one["status"] for one in states(lab[0])] == ["UP"] * 3
+    again = rollout(several, reboot="due")
+    assert again.code == 0 and "nothing to change" in again.said, again.said
+
+
+def test_a_node_that_is_to_serve_no_more_is_drained_and_the_others_are_not_touched(
+    lab: list[Node], several: str, tmp_path: Path
+) -> None:
+    started, without = unit_starts(lab[0]), tmp_path / "without.py"
+    without.write_text(Path(several).read_text().replace('"gpus": 1', '"gpus": 0'))
+    done = rollout(str(without))
+    assert done.code == 0 and "replica-1000: removed" in done.said, done.said
+    assert [one["name"] for one in states(lab[0])] == ["replica-0", "replica-1"]
+    assert unit_starts(lab[0]) == started and not lab[1].sudo("ls -d /etc/rackserve/replica-* || true")
+
+
+def test_teardown_leaves_the_node_as_it_was_before_serve(
+    lab: list[Node], two: set[str], several: str
+) -> None:
+    done = pyinfra("teardown", inventory=several)
     assert done.code == 0, done.said
     assert belongings(lab[0]) ^ two == set()
-    assert pyinfra("teardown", inventory=inventory).changed == {}
+    assert pyinfra("teardown", inventory=several).changed == {}
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The lock's script, run as the node runs it, on a folder of its own."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -31,7 +32,7 @@ class Locker:
     def __call__(self, action, run="a", ttl=100, gone="", pid=1):
         """(whether it was done, the holder that it printed or for how long there was none)"""
         words = [action, run, str(ttl)]
-        if action == "take":
+        if action != "release":
             words += [json.dumps({"who": f"{run}@laptop", "pid": pid}), gone]
         command = [sys.executable, "-I", "-S", "-c", MAIN, SCRIPT, self.folder, *words]
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)
@@ -116,8 +117,19 @@ def test_a_lock_that_was_taken_away_is_not_renewed(lock):
 
 @pytest.mark.parametrize("action", ["renew", "release"])
 def test_a_lock_that_nobody_holds_is_neither_renewed_nor_released(lock, action):
+    lock("take", "b")
+    lock("release", "b")
     assert not lock(action, "a")[0]
     assert lock.holder is None
+
+
+def test_a_lock_that_was_lost_in_a_reboot_is_there_again_unless_another_run_was_first(lock):
+    lock("take", "a", pid=7)
+    shutil.rmtree(lock.folder)  # /run is empty then
+    assert lock("renew", "a", pid=7)[0] and (lock.holder["id"], lock.holder["pid"]) == ("a", 7)
+    shutil.rmtree(lock.folder)
+    lock("take", "b")
+    assert not lock("renew", "a")[0] and lock.holder["id"] == "b"
 
 
 def test_only_the_holder_releases(lock):

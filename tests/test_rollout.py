@@ -54,6 +54,23 @@ def test_one_that_is_down_is_mended_before_others_are_touched():
     assert batches(rollout(wanted, seen)) == [(("replica-1",), True), (("replica-0",), False)]
 
 
+def test_replicas_on_a_host_that_is_rebooted_are_replaced_together_and_go_back_to_nothing():
+    wanted = [release(0, hosts=("a",)), release(1, hosts=("b",)), release(2, hosts=("a",), devices=(1,))]
+    older = [Proof(release(n, "old"), 1.0, "x") for n in range(3)]
+    seen = {one.replica: found(one, proofs=[older[n]]) for n, one in enumerate(wanted)}
+    seen["replica-1"] = found(wanted[1], proofs=[Proof(wanted[1], 2.0, "x"), older[1]])
+    change = rollout(wanted, seen, reboot=["a", "b", "c"])
+    assert [(batch.names, batch.reboot) for batch in change.batches] == [
+        (("replica-0", "replica-2"), ("a",)), (("replica-1",), ("b",)),
+    ]  # fmt: skip
+    assert change.batches[1].steps[0].back is None
+    newer = rollout([replace(wanted[1], id="newer")], {"replica-1": seen["replica-1"]}, reboot=["b"])
+    assert newer.batches[0].steps[0].back.release.id == "new"
+    assert rollout(wanted, seen, only="replica-1", reboot=["a", "b"]).batches[0].reboot == ("b",)
+    with pytest.raises(InventoryError, match="replica-0 and replica-2 share a host that is rebooted"):
+        rollout(wanted, seen, only="replica-0", reboot=["a"])
+
+
 def test_replicas_that_hand_each_other_gpus_are_replaced_together():
     seen = {
         "replica-0": found(release(0, "old", ("a", "b"))),

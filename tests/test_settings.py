@@ -191,6 +191,8 @@ def test_a_host_without_gpus_needs_no_model_where_others_have_one():
     idle, serving = settings("head", {**HOST, "gpus": 0}), settings("gpu1", {**HOST, "model": "a"})
     assert pools({"head": idle, "gpu1": serving}) == {"a": ["gpu1"]}
     assert pools({"head": idle, "gpu1": replace(idle, gpus=8)}) == {"": ["head", "gpu1"]}
+    assert pools({"head": replace(idle, model="b"), "gpu1": serving}) == {"a": ["gpu1"]}
+    assert pools({"head": idle}) == {"": ["head"]}
     without = {"head": replace(idle, gpus=8), "gpu1": serving}
     assert pools(without) == {"": ["head"], "a": ["gpu1"]}
 

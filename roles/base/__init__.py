@@ -15,8 +15,10 @@ from pyinfra.operations import files
 
 from roles.service import CACHE, HOME, USER
 
+from .facts import RebootDue as RebootDue
 from .operations import fit as fit
 from .operations import kernel_settings, system_packages, system_user
+from .operations import rebooted as rebooted
 
 #: venv for our tools, libnuma and libgomp for vLLM's C extension, g++ and Python's
 #: headers for the kernels that Triton and torch inductor compile at start.

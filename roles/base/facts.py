@@ -57,6 +57,34 @@ class Installed(FactBase[list[str]]):
         return []
 
 
+class RebootDue(FactBase[str]):
+    """Why a host should be rebooted; "" when nothing asks for it.
+
+    What its packages say, or a driver that is installed and not loaded.
+    """
+
+    def command(self) -> str:
+        return (
+            "if test -e /run/reboot-required; then"
+            " echo due: $(sort -u /run/reboot-required.pkgs 2>/dev/null | head -n 5); fi;"
+            " echo loaded: $(cat /sys/module/nvidia/version 2>/dev/null);"
+            " echo installed: $(modinfo --field version nvidia 2>/dev/null)"
+        )
+
+    def process(self, output: list[str]) -> str:
+        said = {key: rest.strip() for key, _, rest in (line.partition(":") for line in output)}
+        if "due" in said:
+            return f"packages ask for it: {said['due'] or 'they do not say which'}"
+        loaded, installed = said.get("loaded"), said.get("installed")
+        if loaded and installed and loaded != installed:
+            return f"driver {installed} is installed, {loaded} is loaded"
+        return ""
+
+    @staticmethod
+    def default() -> str:
+        return ""
+
+
 class UserId(FactBase[str]):
     """The numeric id of a user, or the empty string."""
 

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 
+from paramiko import SSHException
 from pyinfra import host, state
-from pyinfra.api import OperationError, QuoteString, StringCommand, operation
+from pyinfra.api import (
+    FunctionCommand,
+    Host,
+    OperationError,
+    QuoteString,
+    State,
+    StringCommand,
+    operation,
+)
+from pyinfra.api.exceptions import PyinfraError
 from pyinfra.operations import apt
 
 from roles import remote
 
 from .facts import Essentials, Installed, KernelSettings, UserId
+
+INTERVAL = 2.0  # seconds between two tries to reach a host that starts
 
 
 @operation()
@@ -26,6 +40,40 @@ def fit() -> Iterator[StringCommand]:
         raise OperationError(f"{host.name}: {missing}")
     else:
         host.noop("fit")
+
+
+@operation(is_idempotent=False)
+def rebooted(timeout: float = 1800) -> Iterator[StringCommand | FunctionCommand]:
+    """The host was rebooted, and can be reached again.
+
+    + timeout: seconds; servers with many GPUs take minutes to start
+
+    pyinfra's own compares uptimes, which containers do not have, and its disconnecting ends our lock.
+    """
+    boot = ["cat", "/proc/sys/kernel/random/boot_id"]
+    before: list[str] = []
+
+    def remember(state: State, host: Host) -> bool:
+        succeeded, id, _ = remote.run(host, *boot)
+        before.append(id)
+        return succeeded and bool(id)
+
+    def await_it(state: State, host: Host) -> bool:
+        until = time.monotonic() + timeout
+        while time.monotonic() < until:
+            time.sleep(INTERVAL)
+            with suppress(OSError, EOFError, SSHException, PyinfraError):
+                host.connected = False
+                type(host.connector).disconnect(host.connector)
+                host.connect(show_errors=False)
+                if host.connected and remote.run(host, *boot)[1] not in ("", *before):
+                    return True
+        remote.failure(host, f"not back {timeout:.0f} s after its reboot: look at its console")
+        return False
+
+    yield FunctionCommand(remember, (), {})
+    yield StringCommand("(sleep 1; systemctl reboot) </dev/null >/dev/null 2>&1 &")
+    yield FunctionCommand(await_it, (), {})
 
 
 @operation()

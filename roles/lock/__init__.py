@@ -76,6 +76,18 @@ def held() -> Iterator[str]:
 
 
 @operation()
+def kept() -> Iterator[StringCommand]:
+    """The lock is still ours on this host, also after it was rebooted."""
+    if state.is_executing:
+        itself = state.inventory.get_host(host.name)
+        done, out, err = _script(itself, remote.arguments(itself), "renew", json.dumps(RUN))
+        if not done:
+            yield remote.failure(itself, f"the lock was taken from this run: {err or out}")
+            return
+    host.noop("lock")
+
+
+@operation()
 def broken() -> Iterator[str]:
     """Take the lock away from whoever holds it."""
     holder = host.get_fact(Holder)
@@ -149,7 +161,7 @@ def _renew(on: Host, connection: dict) -> None:
     while True:
         gevent.sleep(RENEWAL)
         try:
-            kept, taken_by, _ = _script(on, connection, "renew")
+            kept, taken_by, _ = _script(on, connection, "renew", json.dumps(RUN))
         except (OSError, EOFError, SSHException):
             continue  # the next renewal may get through; TTL leaves room for some
         if not kept and taken_by:

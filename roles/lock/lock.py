@@ -8,6 +8,7 @@ import time
 
 FOLDER = "/run/rackserve"
 LOCK = f"{FOLDER}/lock"
+SINCE = "%Y-%m-%dT%H:%M:%S+00:00"
 
 
 def read():
@@ -28,10 +29,13 @@ def write(*lines):
 def main(action, run, ttl, who="", gone=""):
     """0, or 1 and who holds the lock. `gone` is the id of a run that is known to have ended.
 
+    One that the host lost by a reboot is there again when it is renewed; one that was taken away is not.
+
     Taking it prints for how many seconds nobody has held it, as far as is known.
     """
     os.makedirs(FOLDER, exist_ok=True)
     released = f"{FOLDER}/released"  # when it was last modified
+    rebooted = not os.path.exists(f"{FOLDER}/guard")
     with open(f"{FOLDER}/guard", "w") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
         holder, expires, since, whose = read() or ("", 0, "", "")
@@ -41,8 +45,9 @@ def main(action, run, ttl, who="", gone=""):
                 return 1
             known = not holder and os.path.exists(released)
             print(max(0, time.time() - os.path.getmtime(released)) if known else 0)
-            now = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
-            write(run, time.time() + float(ttl), now, who)
+            write(run, time.time() + float(ttl), time.strftime(SINCE, time.gmtime()), who)
+        elif action == "renew" and rebooted:
+            write(run, time.time() + float(ttl), time.strftime(SINCE, time.gmtime()), who)
         elif holder != run:
             print(holder, expires, since, whose, sep="\n")
             return 1

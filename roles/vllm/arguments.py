@@ -60,6 +60,8 @@ def variables(model: Model, cache: str) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_ENGINE_READY_TIMEOUT_S": str(READY_TIMEOUT),
+        # What was measured of the memory is kept for the next start (v1/worker/startup_plan.py).
+        "VLLM_ENABLE_STARTUP_PLAN": "1",
         # Node-local, so that no two hosts write one cache and restarts find it warm.
         "VLLM_CACHE_ROOT": f"{cache}/vllm",
         "TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor",

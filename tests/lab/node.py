@@ -20,6 +20,9 @@ DISK_GIB = 24  # sparse: a node takes what it writes, about 4 GiB with the CPU r
 NSPAWN = Path("/run/systemd/nspawn")
 CA_BUNDLE = Path("etc/ssl/certs/ca-certificates.crt")
 
+#: nspawn ends with this status when the node reboots itself; its end of the cable may still be there.
+_AGAIN = 'while "$@"; [ $? = 133 ]; do ip link delete "$0" 2>/dev/null; sleep 1; done'
+
 
 @dataclass(frozen=True)
 class Node:
@@ -110,7 +113,7 @@ class Node:
         caches = CACHE / "compile"
         caches.mkdir(parents=True, exist_ok=True)
         return [
-            *cgroups.entering(self.name),
+            *cgroups.entering(self.name), "sh", "-c", _AGAIN, self.link,
             "systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--boot",
             "--directory", str(self.root), "--machine", f"rs-{self.name}",
             "--hostname", self.name, "--network-bridge", BRIDGE,

@@ -23,6 +23,18 @@ TWO = {
     "model": "tiny-llama", "replicas": 2, "tensor_parallel": 1, "pipeline_parallel": 1, "gateway": True,
     "hang_timeout": 25,
 }  # fmt: skip
+#: The second node serves the same weights by another name: as what the hub calls them.
+OTHER = "rackserve-lab/tiny-llama"
+SEVERAL = f"""
+import importlib
+_own = vars(importlib.import_module("inventories.group_data.lab"))
+_data = {{key: value for key, value in _own.items() if not key.startswith("_")}}
+_data |= {{"_sudo": True, **importlib.import_module("tests.lab.two").TWO}}
+_lab = importlib.import_module("inventories.lab")
+(_name, _node), (_next, _second) = _lab.head[0], _lab.workers[0]
+head = [(_name, {{**_data, **_node, "gpus": 2}})]
+workers = [(_next, {{**_data, **_second, "gpus": 1, "replicas": 1, "model": "{OTHER}"}})]
+"""
 
 
 def gateway(node: Node, words: str) -> str:

@@ -15,7 +15,7 @@ import pytest
 from tests.lab.node import Node
 from tests.lab.shell import wait_until
 from tests.lab.testing import BIN, REPOSITORY, Outcome, api_key, belongings, pyinfra, rackserve
-from tests.lab.two import OTHER, PORT, SEVERAL, TWO, states
+from tests.lab.two import OTHER, PORT, SEVERAL, TWO, states, streams
 from tests.load.driver import Load, summary
 from tests.load.expected import record
 
@@ -138,6 +138,20 @@ def test_what_cannot_be_is_refused_and_changes_nothing(
     assert running(lab[0]) == before and all_well(lab[0])
 
 
+def test_a_drain_limit_that_is_shorter_than_an_answer_ends_the_run_and_cuts_nothing(
+    lab: list[Node], inventory: str, two: set[str]
+) -> None:
+    before = running(lab[0])
+    with streams(lab[0], 6) as answers:
+        wait_until(lambda: bool(states(lab[0])[0]["sessions"]), 30, "replica-0 to answer")
+        with paused(lab[0], "rackserve-replica-0-vllm"):  # so that it answers still
+            done = pyinfra("serve", inventory=inventory, drain_timeout=0, **arguments())
+    assert done.code == 1 and "replica-0 still answers" in done.said, done.said
+    assert "--data drain_timeout=SECONDS waits longer" in done.said
+    assert running(lab[0]) == before and all_well(lab[0])
+    assert [answer.split()[-1] for answer in answers] == ["[DONE]"] * 6
+
+
 def test_another_model_comes_to_the_gateway_and_each_is_found_by_its_name(
     lab: list[Node], expected: Path, several: str
 ) -> None:
@@ -188,6 +202,18 @@ def test_teardown_leaves_the_node_as_it_was_before_serve(
     assert done.code == 0, done.said
     assert belongings(lab[0]) ^ two == set()
     assert pyinfra("teardown", inventory=several).changed == {}
+
+
+@contextmanager
+def paused(node: Node, unit: str) -> Iterator[None]:
+    """Its engine takes no step meanwhile."""
+    server = f"$(systemctl show --property=MainPID --value {unit})"
+    engine = node.sudo(f"pgrep --parent {server} --full EngineCore").split()[0]
+    node.sudo(f"kill -STOP {engine}")
+    try:
+        yield
+    finally:
+        node.sudo(f"kill -CONT {engine}")
 
 
 @contextmanager

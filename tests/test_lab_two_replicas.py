@@ -64,7 +64,7 @@ def test_a_replica_that_is_drained_finishes_its_answers_and_gets_no_more(lab: li
 def test_when_one_replica_is_killed_requests_go_on(lab: list[Node]) -> None:
     lab[0].sudo("systemctl kill --signal=KILL --kill-who=all rackserve-replica-1-vllm")
     begun = time.monotonic()
-    while time.monotonic() - begun < 15:
+    while time.monotonic() - begun < 8:
         assert all(as_clients_do(lambda: greedy(lab[0], PORT)))
     wait_until(
         lambda: [one["status"][:2] for one in states(lab[0])] == ["UP", "UP"], 180, "replica-1 to be back"

@@ -131,7 +131,7 @@ def test_what_cannot_be_is_refused_and_changes_nothing(
     absent = rackserve("rollout", "--replica", "replica-7", "-i", inventory, **new)
     assert absent.code == 2 and "no replica replica-7; there are: replica-0, replica-1" in absent.said
     lab[0].sudo("systemctl stop rackserve-replica-1-gang")
-    degraded = rackserve("rollout", "--replica", "replica-0", "-i", inventory, **new)
+    degraded = pyinfra("serve", inventory=inventory, _replica="replica-0", **new)
     lab[0].sudo("systemctl start rackserve-replica-1-gang")
     wait_until(lambda: all_well(lab[0]), 120, "replica-1 to be back")
     assert degraded.code == 1 and "replica-0 cannot be spared" in degraded.said, degraded.said

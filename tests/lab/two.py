@@ -30,10 +30,12 @@ import importlib
 _own = vars(importlib.import_module("inventories.group_data.lab"))
 _data = {{key: value for key, value in _own.items() if not key.startswith("_")}}
 _data |= {{"_sudo": True, **importlib.import_module("tests.lab.two").TWO}}
+_tiny = importlib.import_module("models").get("tiny-llama")
+_other = {{"model": "{OTHER}", "vllm_args": dict(_tiny.arguments), "vllm_env": dict(_tiny.environment)}}
 _lab = importlib.import_module("inventories.lab")
 (_name, _node), (_next, _second) = _lab.head[0], _lab.workers[0]
 head = [(_name, {{**_data, **_node, "gpus": 2}})]
-workers = [(_next, {{**_data, **_second, "gpus": 1, "replicas": 1, "model": "{OTHER}"}})]
+workers = [(_next, {{**_data, **_second, "gpus": 1, "replicas": 1, **_other}})]
 """
 
 

@@ -23,15 +23,16 @@ TWO = {
     "model": "tiny-llama", "replicas": 2, "tensor_parallel": 1, "pipeline_parallel": 1, "gateway": True,
     "hang_timeout": 25,
 }  # fmt: skip
-#: The second node serves the same weights by another name: as what the hub calls them.
-OTHER = "rackserve-lab/tiny-llama"
+#: The second node serves the same weights by another name.
+OTHER = "tiny-other"
 SEVERAL = f"""
 import importlib
 _own = vars(importlib.import_module("inventories.group_data.lab"))
 _data = {{key: value for key, value in _own.items() if not key.startswith("_")}}
 _data |= {{"_sudo": True, **importlib.import_module("tests.lab.two").TWO}}
 _tiny = importlib.import_module("models").get("tiny-llama")
-_other = {{"model": "{OTHER}", "vllm_args": dict(_tiny.arguments), "vllm_env": dict(_tiny.environment)}}
+_args = {{**_tiny.arguments, "served-model-name": "{OTHER}"}}
+_other = {{"model": _tiny.repository, "vllm_args": _args, "vllm_env": dict(_tiny.environment)}}
 _lab = importlib.import_module("inventories.lab")
 (_name, _node), (_next, _second) = _lab.head[0], _lab.workers[0]
 head = [(_name, {{**_data, **_node, "gpus": 2}})]

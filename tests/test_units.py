@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from roles import files, replicas, units
-from roles.base.facts import Essentials, Installed, KernelSettings, UserId
+from roles.base.facts import Essentials, Installed, KernelSettings, RebootDue, UserId
 from roles.base.operations import kernel_settings, system_packages, system_user
 from roles.files import SecretFile, secret
 from roles.replicas import ReplicaFolders
@@ -327,6 +327,47 @@ def test_a_host_with_nothing_lacks_everything_but_a_password():
     )  # fmt: skip
     lacking = run.stdout.splitlines()
     assert {"python3", "apt"} <= set(lacking)
+
+
+def reboot_due(root, installed):
+    """Why to reboot a host with these files under /sys and /run, and that module on its disk."""
+    tool = root / "bin/modinfo"
+    tool.parent.mkdir(parents=True, exist_ok=True)
+    tool.write_text(f"#!/bin/sh\necho {installed}\n")
+    tool.chmod(0o755)
+    command = RebootDue().command().replace("/sys/", f"{root}/sys/").replace("/run/", f"{root}/run/")
+    path = f"{tool.parent}:{os.environ['PATH']}"
+    read = subprocess.run(
+        ["sh", "-c", command], env={"PATH": path}, check=True, capture_output=True, text=True
+    )
+    return RebootDue().process(read.stdout.splitlines())
+
+
+def written_to(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+
+
+def test_a_reboot_is_due_when_the_driver_on_disk_is_not_the_one_that_is_loaded(tmp_path):
+    written_to(tmp_path / "sys/module/nvidia/version", "570.133.20\n")
+    assert reboot_due(tmp_path, "570.133.20") == ""
+    assert reboot_due(tmp_path, "580.95.05") == "driver 580.95.05 is installed, 570.133.20 is loaded"
+
+
+def test_a_reboot_is_due_when_a_host_with_gpus_has_a_driver_and_none_is_loaded(tmp_path):
+    assert reboot_due(tmp_path, "580.95.05") == "", "no GPU"
+    written_to(tmp_path / "sys/bus/pci/devices/0000:01:00.0/vendor", "0x10de\n")
+    assert reboot_due(tmp_path, "") == "", "no driver"
+    assert reboot_due(tmp_path, "580.95.05") == "driver 580.95.05 is installed, none is loaded"
+    (tmp_path / "sys/module/nouveau").mkdir(parents=True)
+    assert reboot_due(tmp_path, "580.95.05") == "driver 580.95.05 is installed, nouveau is loaded"
+
+
+def test_a_reboot_is_due_when_packages_ask_for_it(tmp_path):
+    written_to(tmp_path / "run/reboot-required", "")
+    assert reboot_due(tmp_path, "") == "packages ask for it: they do not say which"
+    written_to(tmp_path / "run/reboot-required.pkgs", "linux-image-amd64\nlinux-image-amd64\n")
+    assert reboot_due(tmp_path, "") == "packages ask for it: linux-image-amd64"
 
 
 @pytest.mark.parametrize(("umask", "fit"), [("022", True), ("002", True), ("027", False), ("077", False)])

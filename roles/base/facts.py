@@ -60,13 +60,15 @@ class Installed(FactBase[list[str]]):
 class RebootDue(FactBase[str]):
     """Why a host should be rebooted; "" when nothing asks for it.
 
-    What its packages say, or a driver that is installed and not loaded.
+    What its packages say, or a driver that is installed and not loaded, and GPUs that it is for.
     """
 
     def command(self) -> str:
         return (
             "if test -e /run/reboot-required; then"
             " echo due: $(sort -u /run/reboot-required.pkgs 2>/dev/null | head -n 5); fi;"
+            " grep -qs 0x10de /sys/bus/pci/devices/*/vendor && echo gpus: here;"
+            " test -d /sys/module/nouveau && echo nouveau: loaded;"
             " echo loaded: $(cat /sys/module/nvidia/version 2>/dev/null);"
             " echo installed: $(modinfo --field version nvidia 2>/dev/null)"
         )
@@ -78,6 +80,8 @@ class RebootDue(FactBase[str]):
         loaded, installed = said.get("loaded"), said.get("installed")
         if loaded and installed and loaded != installed:
             return f"driver {installed} is installed, {loaded} is loaded"
+        if installed and not loaded and "gpus" in said:
+            return f"driver {installed} is installed, {'nouveau' if 'nouveau' in said else 'none'} is loaded"
         return ""
 
     @staticmethod

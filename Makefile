@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 AS_ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
 PACKAGES := python3-venv systemd-container debootstrap iproute2 iptables openssh-client \
-    e2fsprogs ca-certificates haproxy
+    e2fsprogs ca-certificates haproxy gpg
 RACKSERVE := .venv/bin/rackserve
 
 .PHONY: demo test check clean-lab bench

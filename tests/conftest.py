@@ -84,6 +84,8 @@ class KnownHost:
     def log(self, message: str, *_, **__) -> None:
         self.said.append(message)
 
+    log_styled = log
+
     def yielded(self, operation, **arguments) -> list:
         with ctx_state.use(self.state), ctx_host.use(self):
             return list(operation._inner(**arguments))

@@ -1,0 +1,94 @@
+"""How Debian and Ubuntu get it: files and commands, as text. Pure."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+
+from .table import DRIVER, FINGERPRINT, KEYRING
+from .want import Seen, Wanted, sources_file
+
+KEY = f"/usr/share/keyrings/{KEYRING}"
+PREFERENCES = "/etc/apt/preferences.d/rackserve-nvidia"
+WAIT = 600  # seconds for another apt, as that of unattended-upgrades
+
+# needrestart would restart what uses a library that was replaced: on a node that serves, a replica.
+_APT = (
+    f"NEEDRESTART_MODE=l DEBIAN_FRONTEND=noninteractive apt-get -y -o DPkg::Lock::Timeout={WAIT}"
+    " -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold"
+)
+
+# apt-get has a timeout for dpkg's lock only, not for that of its lists; dpkg itself has none.
+_PATIENTLY = f"for n in $(seq {WAIT // 20}); do {{}} && exit 0; sleep 20; done; exit 1"
+
+
+def files(its: Wanted, seen: Seen) -> dict[str, str]:
+    """Where packages come from, {path: content}; the first is as NVIDIA's package cuda-keyring has it."""
+    return {
+        sources_file(its.row, seen): f"deb [signed-by={KEY}] {its.folder}/ /\n",
+        PREFERENCES: preferences(its),
+    }
+
+
+def preferences(its: Wanted) -> str:
+    """What apt may take from whom: the driver from one source, of one branch."""
+    pins = [
+        (" ".join(its.row.blocked), its.row.other, -1),
+        # From 1000 on apt goes back to it, too; without, a daemon's newest branch is taken.
+        (" ".join(DRIVER), f"version {its.pattern}", 1000),
+    ]
+    return f"# Rackserve: the driver is from {its.source}, and nothing of it from elsewhere.\n" + "".join(
+        f"Package: {names}\nPin: {pin}\nPin-Priority: {priority}\n\n" for names, pin, priority in pins
+    )
+
+
+def key(its: Wanted) -> str:
+    """Fetch the repository's key; one with another fingerprint is not kept."""
+    got = f"{KEY}.new"
+    return " && ".join(
+        (
+            f"{{ command -v gpg >/dev/null || {_APT} install --no-install-recommends gpg; }}",
+            f"/usr/lib/apt/apt-helper download-file {its.folder}/{KEYRING} {got}",
+            f"gpg --show-keys --with-colons {got} | grep -q '^fpr:.*:{FINGERPRINT}:$'",
+            f"chmod 644 {got}",
+            f"mv {got} {KEY}",
+        )
+    )
+
+
+def repaired() -> str:
+    """Finish what a cut connection left."""
+    return _patiently("dpkg --configure -a")
+
+
+def refreshed() -> str:
+    """apt knows what there is."""
+    return _patiently("apt-get -q update")
+
+
+def installed(names: Sequence[str], versions: Mapping[str, str]) -> str:
+    """Install packages; `versions` are whole ones: a pattern is looked for also in what is pinned away."""
+    words = [f"{name}={versions[name]}" if name in versions else name for name in names]
+    options = "--no-install-recommends --allow-downgrades --allow-change-held-packages"
+    return f"{_APT} install {options} {shlex.join(words)}"
+
+
+def held(names: Sequence[str]) -> str:
+    """No upgrade replaces them."""
+    return _patiently(f"apt-mark hold {shlex.join(names)}")
+
+
+def why_not_built(its: Wanted) -> str:
+    """Where to look when the running kernel has no module of the installed driver."""
+    if its.row.holds_kernel:
+        return "Ubuntu signs none for it: install a newer kernel, reboot, and provision again"
+    return "see /var/lib/dkms/nvidia/*/build/make.log"
+
+
+def initramfs() -> str:
+    """What is loaded before the root file system knows what /etc/modprobe.d says."""
+    return "update-initramfs -u"
+
+
+def _patiently(command: str) -> str:
+    return f"sh -c {shlex.quote(_PATIENTLY.format(command))}"

@@ -1,0 +1,139 @@
+"""Operations that bring a driver onto a node; none loads it, and none reboots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatch
+from io import StringIO
+
+from pyinfra import host, state
+from pyinfra.api import QuoteString, StringCommand, operation
+from pyinfra.api.operation import OperationMeta
+from pyinfra.operations import files
+
+from roles import remote
+from roles.units.facts import Unit
+
+from . import apt
+from .facts import Fingerprints, Initramfs, Look, Offered
+from .table import FINGERPRINT
+from .want import Seen, Wanted
+
+
+@operation()
+def repository(its: Wanted) -> Iterator[StringCommand]:
+    """apt knows NVIDIA's repository by its key, and takes the driver from one source alone."""
+    if FINGERPRINT not in host.get_fact(Fingerprints):
+        yield StringCommand(apt.key(its))
+    for path, content in apt.files(its, _seen()).items():
+        yield from files.put._inner(src=StringIO(content), dest=path, mode="644")
+
+
+@operation()
+def packages(its: Wanted) -> Iterator[StringCommand]:
+    """Driver, headers, monitoring; Fabric Manager of the driver's version, whatever is newest.
+
+    What is installed and of the branch stays as it is. Of what a cut connection left, the rest follows.
+    """
+    seen = _seen()
+    if seen.interrupted:
+        yield StringCommand(apt.repaired())
+    if not (missing := its.missing(seen)):
+        host.noop(f"driver {its.version(seen)} is installed")
+        return
+    yield StringCommand(apt.refreshed())
+    # A plan does not know them: it has not fetched the lists.
+    versions = _versions(its, seen, missing) if state.is_executing else {}
+    if problem := next((name for name, version in versions.items() if not version), ""):
+        version = its.version(seen) or its.pattern
+        what = f"{problem} {version} is not to be had from {its.source}: apt-cache policy {problem}"
+        yield remote.failure(host, what)
+        return
+    yield StringCommand(apt.installed(missing, versions))
+
+
+def _versions(its: Wanted, seen: Seen, names: Sequence[str]) -> dict[str, str]:
+    """Of what must be of one version; "" for what is not to be had in it."""
+    exact = [name for name in names if name in its.exact]
+    offered = host.get_fact(Offered, names=(*exact, its.driver[0])) if exact else {}
+    newest = [version for version in offered.get(its.driver[0], ()) if fnmatch(version, its.pattern)]
+    upstream = its.version(seen) or next(iter(newest), "-").rpartition("-")[0]
+    of_it = {name: [v for v in offered.get(name, ()) if v.rpartition("-")[0] == upstream] for name in exact}
+    return {name: next(iter(versions), "") for name, versions in of_it.items()}
+
+
+@operation()
+def held(its: Wanted) -> Iterator[StringCommand]:
+    """No upgrade replaces what belongs to the driver, by itself or with a kernel that has none."""
+    seen = _seen()
+    loose = its.loose(seen)
+    if not state.is_executing:  # what will have been installed
+        loose += [name for name in its.missing(seen) if name in its.exact]
+    if not loose:
+        host.noop("the driver is held")
+        return
+    yield StringCommand(apt.held(loose))
+
+
+@operation()
+def built(its: Wanted) -> Iterator[StringCommand]:
+    """Nothing, where the kernel that runs has the driver's module; others fail, and say where to look."""
+    seen = _seen()
+    if state.is_executing and seen.module != (version := its.version(seen)):
+        why = f"no nvidia module {version} for kernel {seen.kernel}: {apt.why_not_built(its)}"
+        yield remote.failure(host, why)
+        return
+    host.noop("the running kernel has the module")
+
+
+@operation()
+def initramfs(path: str, changed: Sequence[OperationMeta] = ()) -> Iterator[StringCommand]:
+    """It knows a file of /etc/modprobe.d, so that nouveau is not loaded before there is a root.
+
+    + changed: the operations that write it, so that a plan foretells this
+    """
+    foretold = [op for op in changed if op.will_change] if not state.is_executing else []
+    now = host.get_fact(Initramfs, path=path)
+    if now == "stale" or (foretold and now != "none"):
+        yield StringCommand(apt.initramfs())
+        return
+    host.noop(f"the initramfs knows {path}")
+
+
+@operation()
+def running(
+    units: Sequence[str], drop_ins: Sequence[str] = (), changed: Sequence[OperationMeta] = ()
+) -> Iterator[StringCommand]:
+    """Units enabled, and started where the installed driver is the loaded one; else the reboot starts them.
+
+    + drop_ins: files of ours that the first of them reads
+    """
+    seen = _seen()
+    foretold = [op for op in changed if op.will_change] if not state.is_executing else []
+    now = {unit: host.get_fact(Unit, unit=unit, files=tuple(drop_ins)) for unit in units}
+    if foretold or any(its.needs_reload for its in now.values()):
+        yield StringCommand("systemctl", "daemon-reload")
+    if absent := [unit for unit, its in now.items() if not its.enabled]:
+        yield StringCommand("systemctl", "enable", "--quiet", *map(QuoteString, absent))
+    down = [unit for unit, its in now.items() if not its.active]
+    stale = [units[0]] if drop_ins and (now[units[0]].stale or foretold) else []
+    if seen.loaded and seen.loaded == seen.module and (todo := list(dict.fromkeys((*stale, *down)))):
+        yield StringCommand("systemctl", "restart", *map(QuoteString, todo))
+    elif not absent:
+        host.noop(f"{', '.join(units)} are enabled")
+
+
+@operation()
+def said() -> Iterator[StringCommand]:
+    """Nothing; where the installed driver is not the loaded one, what is to be done about it."""
+    seen = _seen()
+    if seen.module and seen.module != seen.loaded:
+        now = f"{seen.loaded or 'none'} is loaded"
+        host.log(f"driver {seen.module} is installed, {now}: rackserve rollout --reboot due reboots for it")
+    host.noop("said")
+    return
+    yield
+
+
+def _seen() -> Seen:
+    return host.get_fact(Look) or Seen()

@@ -1,0 +1,296 @@
+"""What a host is to get, of what was seen there; or everything that is in the way. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+
+from .table import (
+    BRANCHES,
+    DRIVER,
+    FABRIC,
+    MACHINES,
+    MONITORING,
+    REPOSITORIES,
+    ROWS,
+    SIGNED,
+    SUBNET_MANAGER,
+    Row,
+)
+
+LEAVE = "driver=False leaves the driver of the host to you"
+
+#: Of which only one source's may be there; the daemons beside them come from either.
+_CORE = ("libnvidia-compute*", "libcuda1", "nvidia-driver-*", "nvidia-headless-*", "nvidia-dkms*",
+         "nvidia-kernel-*", "nvidia-utils*", *SIGNED)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package that is installed."""
+
+    version: str
+    held: bool = False
+
+    @property
+    def upstream(self) -> str:
+        """580.95.05 of 580.95.05-0ubuntu1."""
+        return self.version.rpartition("-")[0] or self.version
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A host as it is."""
+
+    distribution: str = ""  # `ubuntu 24.04`
+    machine: str = "x86_64"
+    kernel: str = ""  # the one that runs
+    secure_boot: bool = False
+    gpus: int = 0
+    switches: int = 0
+    nvlink5: bool = False
+    packages: Mapping[str, Package] = field(default_factory=dict)  # that have to do with it
+    loaded: str = ""  # version of the module that is loaded
+    module: str = ""  # of the one that would be
+    run_file: bool = False  # the driver was installed by NVIDIA's .run file
+    sources: tuple[str, ...] = ()  # apt's files that name NVIDIA's repository
+    components: tuple[str, ...] = ()  # of the archive that apt knows, besides main and universe
+    serving: tuple[str, ...] = ()  # replicas that are up
+    interrupted: bool = False  # dpkg was cut off
+
+    @property
+    def flavours(self) -> list[str]:
+        """Of the kernels' metapackages, as generic-hwe-24.04."""
+        names = (
+            name.removeprefix("linux-image-") for name in sorted(self.packages) if "linux-image-" in name
+        )
+        return [name for name in names if not re.match(r"\d|unsigned-", name)]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a host gets."""
+
+    source: str
+    row: Row
+    branch: str
+    pattern: str  # of the versions that will do
+    folder: str  # NVIDIA's repository
+    driver: tuple[str, ...]
+    modules: tuple[str, ...]
+    fabric: tuple[str, ...] = ()
+    subnet_manager: tuple[str, ...] = ()
+    monitoring: tuple[str, ...] = ()
+    kernels: tuple[str, ...] = ()  # packages that are held, too
+
+    @property
+    def exact(self) -> tuple[str, ...]:
+        """All that must be of one version."""
+        return (*self.driver, *self.fabric)
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        return (*self.modules, *self.subnet_manager, *self.monitoring)
+
+    @property
+    def services(self) -> tuple[str, ...]:
+        """Units, besides the persistence daemon's."""
+        return (*([FABRIC] if self.fabric else []), *MONITORING)
+
+    def there(self, name: str, seen: Seen) -> bool:
+        """That package is installed, in a version that will do."""
+        package = seen.packages.get(name)
+        return package is not None and (name not in self.exact or fnmatch(package.version, self.pattern))
+
+    def version(self, seen: Seen) -> str:
+        """Of the driver that is installed and will do."""
+        library = self.driver[0]
+        return seen.packages[library].upstream if self.there(library, seen) else ""
+
+    def missing(self, seen: Seen) -> list[str]:
+        """What has to be installed; Fabric Manager of another version than the driver is as good as none."""
+        version = self.version(seen)
+        return [
+            name
+            for name in (*self.exact, *self.others)
+            if not self.there(name, seen)
+            or (version and name in self.exact and seen.packages[name].upstream != version)
+        ]
+
+    def changes(self, seen: Seen) -> bool:
+        """Something of the driver would be installed or replaced, and new processes would use it."""
+        signed = self.modules if self.row.holds_kernel else ()
+        return any(name in self.exact or name in signed for name in self.missing(seen))
+
+    def loose(self, seen: Seen) -> list[str]:
+        """What is installed and an upgrade could still replace."""
+        return sorted(
+            name
+            for name, package in seen.packages.items()
+            if not package.held and (_is_drivers(name, package, self.branch) or name in self._held)
+        )
+
+    @property
+    def _held(self) -> tuple[str, ...]:
+        return (*self.kernels, *self.exact, *self.monitoring)
+
+
+def problems(seen: Seen, driver: str, source: str, promised: int) -> list[str]:
+    """What keeps a host from getting that driver, each with its fix; nothing has been changed."""
+    found = list(_hardware(seen, promised))
+    rows = _rows(seen)
+    if not rows:
+        known = ", ".join(ROWS)
+        found.append(f"{seen.distribution or 'a distribution'} is not one of {known}; {LEAVE}")
+        return found
+    found += [*_asked(seen, rows, driver, source), *_there(seen, driver, source)]
+    if not found:
+        its = wanted(seen, driver, source)
+        found += [*_archive(seen, its), *_served(seen, its)]
+    return found
+
+
+def _hardware(seen: Seen, promised: int) -> Iterator[str]:
+    if seen.gpus < promised:
+        yield (
+            f"{promised} GPUs promised, {seen.gpus} on the PCI bus: correct `gpus` in the inventory, or look"
+            " for the GPU: sudo dmesg | grep -i pci"
+        )
+    if seen.machine not in MACHINES:
+        yield f"{seen.machine}: NVIDIA has drivers for {' and '.join(MACHINES)} only; {LEAVE}"
+
+
+def _asked(seen: Seen, rows: Mapping[str, Row], driver: str, source: str) -> Iterator[str]:
+    if _branch(driver) not in BRANCHES:
+        yield f"driver is {driver}: must be of branch {' or '.join(BRANCHES)}"
+    if source not in ("auto", *rows):
+        yield f"{seen.distribution} has no driver from {source}: driver_source can be {' or '.join(rows)}"
+    elif source == "auto" and seen.secure_boot and not _origins(seen) and "ubuntu" not in rows:
+        yield (
+            f"Secure Boot is on, and {seen.distribution} has no signed driver: turn it off, or enroll DKMS's"
+            " key (sudo mokutil --import /var/lib/dkms/mok.pub) and say driver_source=nvidia"
+        )
+
+
+def _there(seen: Seen, driver: str, source: str) -> Iterator[str]:
+    """What is installed already and stands in the way."""
+    if seen.run_file:
+        yield f"its driver is from NVIDIA's .run file: remove it (sudo nvidia-uninstall); {LEAVE}"
+    origins, chosen = _origins(seen), _chosen(seen, source)
+    if foreign := sorted(name for name, of in origins.items() if of != chosen):
+        said = ", ".join(f"{name} from {_named(origins[name])}" for name in foreign[:3])
+        globs = " ".join(repr(glob) for glob in (*DRIVER[:2], *SIGNED[:1]))
+        yield (
+            f"the driver is to come from {_named(chosen)} alone, and there is {said}: sudo apt-get purge"
+            f" {globs}, and reboot; {LEAVE}"
+        )
+    branches = {_branch(seen.packages[name].version) for name in origins if not name.startswith("linux-")}
+    if newer := max((branch for branch in branches if branch > _branch(driver)), default=""):
+        yield f"driver {newer} is installed, {driver} is older: set driver={newer}, or purge it; {LEAVE}"
+    ours = sources_file(_rows(seen).get(chosen), seen)
+    if others := [file for file in seen.sources if file != ours]:
+        yield (
+            f"{', '.join(others)} names NVIDIA's repository, too, which apt refuses to read with two keys:"
+            f" remove it; it is written to {ours}"
+        )
+
+
+def _archive(seen: Seen, its: Wanted) -> Iterator[str]:
+    absent = [component for component in its.row.components if component not in seen.components]
+    if absent and its.missing(seen):
+        yield (
+            f"apt does not know {' and '.join(absent)} of {seen.distribution}, from which something comes: "
+            + " && ".join(f"sudo add-apt-repository {component}" for component in absent)
+        )
+
+
+def _served(seen: Seen, its: Wanted) -> Iterator[str]:
+    if not seen.serving or not its.changes(seen):
+        return
+    yield (
+        f"{', '.join(seen.serving)} serves with driver {seen.loaded or 'unknown'}; {its.pattern} from"
+        f" {_named(its.source)} is installed only where nothing serves, for then nothing new could start:"
+        f" rackserve deploy teardown, then provision; {LEAVE}"
+    )
+
+
+def wanted(seen: Seen, driver: str, source: str) -> Wanted:
+    """What that host gets; only where there are no `problems`."""
+    chosen = _chosen(seen, source)
+    row, branch = _rows(seen)[chosen], _branch(driver)
+    words = {"branch": branch, "kernel": seen.kernel, "cuda": BRANCHES[branch]}
+    fabric = seen.switches or seen.nvlink5
+    flavours = seen.flavours if row.flavour else []
+    return Wanted(
+        source=chosen,
+        row=row,
+        branch=branch,
+        pattern=f"{driver}.*" if driver == branch else f"{driver}-*",
+        folder=f"{REPOSITORIES}/{row.repository}/{MACHINES[seen.machine]}",
+        driver=tuple(name.format(**words) for name in row.driver[branch]),
+        modules=(
+            *(name.format(**words) for name in row.modules),
+            *(row.flavour.format(**words, flavour=flavour) for flavour in flavours),
+        ),
+        fabric=(row.fabric.format(**words),) if fabric else (),
+        subnet_manager=SUBNET_MANAGER if seen.nvlink5 else (),
+        monitoring=tuple(name.format(**words) for name in row.monitoring),
+        kernels=tuple(_kernels(seen)) if row.holds_kernel else (),
+    )
+
+
+def sources_file(row: Row | None, seen: Seen) -> str:
+    """Where apt is told of NVIDIA's repository: the file of NVIDIA's own package cuda-keyring."""
+    machine = MACHINES.get(seen.machine, seen.machine)
+    return f"/etc/apt/sources.list.d/cuda-{row.repository}-{machine}.list" if row else ""
+
+
+def _rows(seen: Seen) -> Mapping[str, Row]:
+    name, _, number = seen.distribution.partition(" ")
+    return ROWS.get(seen.distribution) or ROWS.get(f"{name} {number.partition('.')[0]}", {})
+
+
+def _branch(driver: str) -> str:
+    return driver.partition(".")[0]
+
+
+def _chosen(seen: Seen, source: str) -> str:
+    """Unless it is asked for: what is there already, or what this host can load."""
+    if source != "auto":
+        return source
+    there = set(_origins(seen).values())
+    if len(there) == 1 and there <= set(_rows(seen)):
+        return there.pop()
+    return "ubuntu" if seen.secure_boot and "ubuntu" in _rows(seen) else "nvidia"
+
+
+def _origins(seen: Seen) -> dict[str, str]:
+    """{package of the driver: who built it}, of what is installed."""
+    return {
+        name: _origin(name, package.version)
+        for name, package in seen.packages.items()
+        if any(fnmatch(name, glob) for glob in _CORE)
+    }
+
+
+def _origin(name: str, version: str) -> str:
+    """Updates of a released Ubuntu or Debian name it; its server packages and modules only Ubuntu has."""
+    if re.search(r"ubuntu\d+\.\d\d\.\d\d", version) or "-server" in name or name.startswith("linux-"):
+        return "ubuntu"
+    return "debian" if "~deb" in version else "nvidia"
+
+
+def _named(source: str) -> str:
+    return {"nvidia": "NVIDIA"}.get(source, source.capitalize())
+
+
+def _is_drivers(name: str, package: Package, branch: str) -> bool:
+    globs = (*SIGNED, *(DRIVER if package.version.startswith(f"{branch}.") else ()))
+    return any(fnmatch(name, glob) for glob in globs)
+
+
+def _kernels(seen: Seen) -> Iterator[str]:
+    for flavour in seen.flavours:
+        yield from (f"linux-{flavour}", f"linux-image-{flavour}", f"linux-headers-{flavour}")

@@ -1,0 +1,147 @@
+"""Repositories of empty packages with the names and versions of NVIDIA's driver, signed, as apt takes them.
+
+What apt makes of pins, holds, upgrades and mixed sources is apt's own; only what is in the packages is not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from pathlib import Path
+
+from roles.nvidia.table import KEYRING
+
+NVIDIA = {"Origin": "NVIDIA", "Label": "NVIDIA CUDA"}
+UBUNTU = {"Origin": "Ubuntu", "Label": "Ubuntu"}
+DEBIAN = {"Origin": "Debian", "Label": "Debian"}
+
+
+@dataclass(frozen=True)
+class Empty:
+    """A package without content, but for files that something looks at."""
+
+    name: str
+    version: str
+    fields: Mapping[str, str] = field(default_factory=dict)  # Depends, Conflicts
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+    def build(self, folder: Path) -> Path:
+        tree = folder / f".{self.name}"
+        control = tree / "DEBIAN/control"
+        control.parent.mkdir(parents=True)
+        fields = {"Package": self.name, "Version": self.version, "Architecture": "all",
+                  "Maintainer": "Rackserve's lab <lab@rackserve.invalid>", "Description": "empty",
+                  **self.fields}  # fmt: skip
+        control.write_text("".join(f"{key}: {value}\n" for key, value in fields.items()))
+        for path, content in self.files.items():
+            file = tree / path.lstrip("/")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+        target = folder / f"{self.name}_{self.version.replace(':', '%3a')}_all.deb"
+        _run("dpkg-deb", "--root-owner-group", "--build", "-Znone", tree, target)
+        _run("rm", "-r", tree)
+        return target
+
+
+class Repository:
+    """A folder that apt reads as `deb URL /`, and the key that signs it."""
+
+    def __init__(self, folder: Path, says: Mapping[str, str] = NVIDIA) -> None:
+        self.folder, self.says = folder, says
+        folder.mkdir(parents=True)
+        self.home = folder.with_name(f"{folder.name}.gnupg")
+        self.home.mkdir(mode=0o700)
+        self._gpg("--quick-generate-key", "rackserve-lab", "ed25519", "sign", "never")
+        (folder / KEYRING).write_bytes(self._gpg("--export"))
+
+    @property
+    def fingerprint(self) -> str:
+        rows = self._gpg("--list-keys", "--with-colons").decode().splitlines()
+        return next(row.split(":")[9] for row in rows if row.startswith("fpr:"))
+
+    def add(self, packages: Sequence[Empty]) -> None:
+        """Build packages, and write what apt reads anew."""
+        for package in packages:
+            package.build(self.folder)
+        stanzas = [_stanza(deb) for deb in sorted(self.folder.glob("*.deb"))]
+        (self.folder / "Packages").write_text("\n".join(stanzas))
+        index = (self.folder / "Packages").read_bytes()
+        release = {**self.says, "Date": formatdate(usegmt=True)}
+        lines = [f"{key}: {value}" for key, value in release.items()]
+        lines += ["SHA256:", f" {hashlib.sha256(index).hexdigest()} {len(index)} Packages", ""]
+        (self.folder / "Release").write_text("\n".join(lines))
+        (self.folder / "InRelease").write_bytes(
+            self._gpg("--clearsign", "--output", "-", str(self.folder / "Release"))
+        )
+
+    def _gpg(self, *words: str) -> bytes:
+        batch = ("--batch", "--quiet", "--pinentry-mode", "loopback", "--passphrase", "")
+        return _run("gpg", "--homedir", self.home, *batch, *words)
+
+
+class Apt:
+    """apt and dpkg with a system of their own in a folder; nothing of this machine's is read or changed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("etc/preferences.d", "etc/sources.list.d", "etc/apt.conf.d", "state/lists/partial",
+                     "cache/archives/partial", "dpkg/info", "dpkg/updates", "root"):  # fmt: skip
+            (folder / name).mkdir(parents=True)
+        (folder / "dpkg/status").touch()
+        options = {
+            "Dir::State": "state", "Dir::State::status": "dpkg/status", "Dir::Cache": "cache",
+            "Dir::Etc": "etc", "Dir::Etc::parts": "etc/apt.conf.d", "Dir::Log": "cache",
+        }  # fmt: skip
+        lines = [f'{key} "{folder / value}";' for key, value in options.items()]
+        lines += [f'DPkg::Options:: "{option}";' for option in self.dpkg_options]
+        lines += ['APT::Sandbox::User "";', 'Acquire::Languages "none";', 'APT::Architecture "amd64";']
+        (folder / "apt.conf").write_text("\n".join(lines) + "\n")
+
+    @property
+    def dpkg_options(self) -> list[str]:
+        return [f"--admindir={self.folder / 'dpkg'}", f"--instdir={self.folder / 'root'}", "--force-not-root",
+                "--force-bad-path", f"--log={self.folder / 'dpkg.log'}"]  # fmt: skip
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "APT_CONFIG": f"{self.folder}/apt.conf", "DPKG_ADMINDIR": f"{self.folder}/dpkg",
+                "LC_ALL": "C"}  # fmt: skip
+
+    def knows(self, name: str, repository: Repository) -> None:
+        keyring = repository.folder / KEYRING
+        line = f"deb [signed-by={keyring}] file://{repository.folder}/ /\n"
+        (self.folder / f"etc/sources.list.d/{name}.list").write_text(line)
+        self.run("apt-get -q update")
+
+    def run(self, command: str) -> str:
+        """What a command prints, in a shell."""
+        done = subprocess.run(
+            ["sh", "-c", command], env=self.environment, capture_output=True, text=True, timeout=120
+        )
+        if done.returncode:
+            raise RuntimeError(f"{command}: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    @property
+    def installed(self) -> dict[str, str]:
+        """{package: `ii` or `hi`, and its version}."""
+        rows = self.run("dpkg-query -W -f '${Package} ${db:Status-Abbrev} ${Version}\\n' || true")
+        return dict(row.split(" ", 1) for row in rows.replace("  ", " ").splitlines())
+
+
+def _stanza(deb: Path) -> str:
+    content = deb.read_bytes()
+    fields = _run("dpkg-deb", "--field", deb).decode()
+    digest = hashlib.sha256(content).hexdigest()
+    return f"{fields}Filename: ./{deb.name}\nSize: {len(content)}\nSHA256: {digest}\n"
+
+
+def _run(*words: str | Path) -> bytes:
+    done = subprocess.run(list(map(str, words)), capture_output=True)
+    if done.returncode:
+        raise RuntimeError(f"{words[0]}: {done.stderr.decode()}")
+    return done.stdout

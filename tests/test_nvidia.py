@@ -1,0 +1,667 @@
+"""NVIDIA's driver: what each distribution gets, what is refused, and what a real apt makes of it."""
+
+import os
+import shlex
+import subprocess
+from dataclasses import replace
+from fnmatch import fnmatch
+
+import pytest
+from pyinfra.context import ctx_host, ctx_state
+
+from roles.nvidia import BLACKLIST, NOUVEAU, PERSISTENT, apt, dnf, operations
+from roles.nvidia.facts import Fingerprints, Initramfs, Look, Offered
+from roles.nvidia.table import BRANCHES, DRIVER, FINGERPRINT, KEYRING, PERSISTENCE, ROWS
+from roles.nvidia.want import Package, Seen, problems, wanted
+from roles.units.facts import Unit, UnitState
+from tests.lab.drivers import DEBIAN, UBUNTU, Apt, Empty, Repository
+
+KERNELS = {
+    "ubuntu 22.04": ("5.15.0-119-generic", "generic"),
+    "ubuntu 24.04": ("6.8.0-31-generic", "generic"),
+    "debian 12": ("6.1.0-31-amd64", "amd64"),
+    "rocky 9.4": ("5.14.0-427.13.1.el9_4.x86_64", ""),
+}
+
+
+def node(distribution="ubuntu 24.04", **more):
+    kernel, flavour = KERNELS.get(distribution, ("6.8.0-31-generic", "generic"))
+    packages = {f"linux-image-{flavour}": Package("1")} if flavour else {}
+    packages.update({name: Package(version) for name, version in more.pop("packages", {}).items()})
+    more.setdefault("components", ("contrib", "restricted", "multiverse"))
+    return Seen(distribution=distribution, kernel=kernel, gpus=8, packages=packages, **more)
+
+
+HGX = {"switches": 4}
+OPTIONS = "-o DPkg::Lock::Timeout=600 -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold"
+INSTALL = (
+    f"NEEDRESTART_MODE=l DEBIAN_FRONTEND=noninteractive apt-get -y {OPTIONS} install"
+    " --no-install-recommends --allow-downgrades --allow-change-held-packages "
+)
+MONITORING = "datacenter-gpu-manager-4-cuda13 datacenter-gpu-manager-exporter"
+
+# What each distribution installs from each source, on a node with NVSwitches.
+NAMES = {
+    ("ubuntu 22.04", "nvidia", "580"): "libnvidia-compute-580 libnvidia-cfg1-580 nvidia-dkms-580-open"
+    " nvidia-compute-utils-580 nvidia-utils-580 nvidia-persistenced nvidia-fabricmanager"
+    f" linux-headers-5.15.0-119-generic linux-headers-generic {MONITORING}",
+    ("ubuntu 24.04", "nvidia", "580"): "libnvidia-compute-580 libnvidia-cfg1-580 nvidia-dkms-580-open"
+    " nvidia-compute-utils-580 nvidia-utils-580 nvidia-persistenced nvidia-fabricmanager"
+    f" linux-headers-6.8.0-31-generic linux-headers-generic {MONITORING}",
+    ("ubuntu 24.04", "nvidia", "595"): "libnvidia-compute nvidia-dkms-open nvidia-persistenced"
+    f" nvidia-fabricmanager linux-headers-6.8.0-31-generic linux-headers-generic {MONITORING}",
+    ("ubuntu 22.04", "ubuntu", "580"): "nvidia-headless-no-dkms-580-server-open nvidia-utils-580-server"
+    " nvidia-fabricmanager-580 linux-modules-nvidia-580-server-open-5.15.0-119-generic"
+    f" linux-modules-nvidia-580-server-open-generic {MONITORING}",
+    ("ubuntu 24.04", "ubuntu", "595"): "nvidia-headless-no-dkms-595-server-open nvidia-utils-595-server"
+    " nvidia-fabricmanager-595 linux-modules-nvidia-595-server-open-6.8.0-31-generic"
+    f" linux-modules-nvidia-595-server-open-generic {MONITORING}",
+    ("debian 12", "nvidia", "580"): "nvidia-driver-cuda nvidia-kernel-open-dkms nvidia-persistenced"
+    f" nvidia-fabricmanager linux-headers-6.1.0-31-amd64 linux-headers-amd64 {MONITORING}",
+}
+
+
+@pytest.mark.parametrize(("distribution", "source", "branch"), NAMES)
+def test_what_a_distribution_installs(distribution, source, branch):
+    seen = node(distribution, **HGX)
+    its = wanted(seen, branch, source)
+    names = NAMES[distribution, source, branch]
+    assert apt.installed(its.missing(seen), {}) == INSTALL + names
+
+
+@pytest.mark.parametrize(("distribution", "folder"), [
+    ("ubuntu 22.04", "ubuntu2204"), ("ubuntu 24.04", "ubuntu2404"), ("debian 12", "debian12"),
+])  # fmt: skip
+@pytest.mark.parametrize(("machine", "architecture"), [("x86_64", "x86_64"), ("aarch64", "sbsa")])
+def test_nvidias_repository_is_named_as_its_own_package_names_it(distribution, folder, machine, architecture):
+    """Another key for the same address, and apt would read no list any more."""
+    seen = node(distribution, machine=machine)
+    at = f"https://developer.download.nvidia.com/compute/cuda/repos/{folder}/{architecture}/"
+    written = apt.files(wanted(seen, "580", "auto"), seen)
+    path = f"/etc/apt/sources.list.d/cuda-{folder}-{architecture}.list"
+    assert written[path] == f"deb [signed-by=/usr/share/keyrings/cuda-archive-keyring.gpg] {at} /\n"
+
+
+def test_what_rocky_would_do():
+    seen = node("rocky 9.4", **HGX)
+    its = wanted(seen, "580", "auto")
+    assert dnf.files(its, seen) == {
+        "/etc/yum.repos.d/cuda-rhel9.repo": (
+            "[cuda-rhel9-x86_64]\nname=cuda-rhel9-x86_64\n"
+            "baseurl=https://developer.download.nvidia.com/compute/cuda/repos/rhel9/x86_64\n"
+            "enabled=1\ngpgcheck=1\n"
+            "gpgkey=https://developer.download.nvidia.com/compute/cuda/repos/rhel9/x86_64/D42D0685.pub\n"
+        )
+    }
+    missing = its.missing(seen)
+    assert [dnf.refreshed(its), dnf.installed(missing, dict.fromkeys(its.exact, "580.95.05")),
+            dnf.held(its.exact), dnf.initramfs()] == [
+        "dnf -y install epel-release 'dnf-command(versionlock)' && dnf config-manager --set-enabled crb"
+        " && dnf -y module enable nvidia-driver:580-open",
+        "dnf -y install nvidia-driver-cuda-580.95.05 kmod-nvidia-open-dkms-580.95.05"
+        " nvidia-persistenced-580.95.05 nvidia-fabricmanager-580.95.05"
+        f" kernel-devel-5.14.0-427.13.1.el9_4.x86_64 kernel-headers {MONITORING}",
+        "dnf versionlock add nvidia-driver-cuda kmod-nvidia-open-dkms nvidia-persistenced"
+        " nvidia-fabricmanager",
+        "dracut -f",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("distribution", "source"), [(d, s) for d, rows in ROWS.items() for s in rows])
+@pytest.mark.parametrize("branch", BRANCHES)
+def test_every_row_names_all_it_needs(distribution, source, branch):
+    its = wanted(node(distribution, **HGX), branch, source)
+    assert its.driver and its.modules and its.fabric and its.monitoring
+    assert not any("{" in name for name in (*its.exact, *its.others))
+    if its.row.manager == "apt":
+        assert all(any(fnmatch(name, glob) for glob in DRIVER) for name in its.exact), "pinned and held"
+
+
+def test_fabric_manager_is_for_nvswitches_only_and_a_subnet_manager_for_those_of_b200():
+    assert wanted(node(), "580", "auto").fabric == ()
+    hgx = wanted(node(switches=4), "580", "auto")
+    assert (hgx.fabric, hgx.subnet_manager) == (("nvidia-fabricmanager",), ())
+    b200 = wanted(node(nvlink5=True), "580", "auto")
+    assert (b200.fabric, b200.subnet_manager) == (("nvidia-fabricmanager",), ("nvlsm", "infiniband-diags"))
+    assert "nvidia-fabricmanager.service" in b200.services
+    assert "nvidia-fabricmanager.service" not in wanted(node(), "580", "auto").services
+
+
+NVIDIAS = {"libnvidia-compute-580": "580.95.05-0ubuntu1", "nvidia-dkms-580-open": "580.95.05-0ubuntu1"}
+UBUNTUS = {"nvidia-utils-580-server": "580.173.02-0ubuntu0.24.04.1"}
+DEBIANS = {"libcuda1": "535.247.01-1~deb12u1", "nvidia-kernel-dkms": "535.247.01-1~deb12u1"}
+
+
+@pytest.mark.parametrize(
+    ("seen", "asked", "source"),
+    [
+        (node(), "auto", "nvidia"),
+        (node(secure_boot=True), "auto", "ubuntu"),
+        (node(secure_boot=True), "nvidia", "nvidia"),
+        (node(), "ubuntu", "ubuntu"),
+        (node(packages=UBUNTUS), "auto", "ubuntu"),
+        (node(packages=NVIDIAS, secure_boot=True), "auto", "nvidia"),
+        # Only Ubuntu has modules that are made for a kernel.
+        (node(packages={"linux-modules-nvidia-580-open-6.8.0-31-generic": "6.8.0-31.31"}), "auto", "ubuntu"),
+        # Of daemons beside a driver it does not matter whose they are.
+        (node(packages={"nvidia-settings": "510.47.03-0ubuntu4.24.04.1"}), "auto", "nvidia"),
+        (node("debian 12"), "auto", "nvidia"),
+    ],
+)
+def test_the_source_is_what_is_there_or_what_the_host_can_load(seen, asked, source):
+    assert problems(seen, "580", asked, 8) == []
+    assert wanted(seen, "580", asked).source == source
+
+
+LEAVE = "driver=False leaves the driver of the host to you"
+PURGE = "sudo apt-get purge 'nvidia-*' 'libnvidia-*' 'linux-modules-nvidia-*', and reboot"
+LIST = "/etc/apt/sources.list.d/cuda-ubuntu2404-x86_64.list"
+
+
+@pytest.mark.parametrize(
+    ("seen", "driver", "source", "said"),
+    [
+        (
+            node("fedora 40"), "580", "auto",
+            f"fedora 40 is not one of ubuntu 22.04, ubuntu 24.04, debian 12, rocky 9; {LEAVE}",
+        ),
+        (
+            node("ubuntu 20.04"), "580", "auto",
+            f"ubuntu 20.04 is not one of ubuntu 22.04, ubuntu 24.04, debian 12, rocky 9; {LEAVE}",
+        ),
+        (node(), "581", "auto", "driver is 581: must be of branch 580 or 595"),
+        (node(), "570.133.20", "auto", "driver is 570.133.20: must be of branch 580 or 595"),
+        (
+            node("debian 12"), "580", "ubuntu",
+            "debian 12 has no driver from ubuntu: driver_source can be nvidia",
+        ),
+        (
+            node("debian 12", secure_boot=True), "580", "auto",
+            "Secure Boot is on, and debian 12 has no signed driver: turn it off, or enroll DKMS's key"
+            " (sudo mokutil --import /var/lib/dkms/mok.pub) and say driver_source=nvidia",
+        ),
+        (
+            replace(node(), gpus=7), "580", "auto",
+            "8 GPUs promised, 7 on the PCI bus: correct `gpus` in the inventory, or look for the GPU: sudo"
+            " dmesg | grep -i pci",
+        ),
+        (
+            node(machine="ppc64le"), "580", "auto",
+            f"ppc64le: NVIDIA has drivers for x86_64 and aarch64 only; {LEAVE}",
+        ),
+        (
+            node(run_file=True), "580", "auto",
+            f"its driver is from NVIDIA's .run file: remove it (sudo nvidia-uninstall); {LEAVE}",
+        ),
+        (
+            node(packages=UBUNTUS), "580", "nvidia",
+            "the driver is to come from NVIDIA alone, and there is nvidia-utils-580-server from Ubuntu:"
+            f" {PURGE}; {LEAVE}",
+        ),
+        (
+            node(packages={**NVIDIAS, **UBUNTUS}), "580", "auto",
+            "the driver is to come from NVIDIA alone, and there is nvidia-utils-580-server from Ubuntu:"
+            f" {PURGE}; {LEAVE}",
+        ),
+        (
+            node("debian 12", packages=DEBIANS), "580", "auto",
+            "the driver is to come from NVIDIA alone, and there is libcuda1 from Debian, nvidia-kernel-dkms"
+            f" from Debian: {PURGE}; {LEAVE}",
+        ),
+        (
+            node(packages={"libnvidia-compute": "595.71.05-1ubuntu1"}), "580", "auto",
+            f"driver 595 is installed, 580 is older: set driver=595, or purge it; {LEAVE}",
+        ),
+        (
+            node(sources=(LIST, "/etc/apt/sources.list.d/cuda.list")), "580", "auto",
+            "/etc/apt/sources.list.d/cuda.list names NVIDIA's repository, too, which apt refuses to read with"
+            f" two keys: remove it; it is written to {LIST}",
+        ),
+        (
+            node(secure_boot=True, components=("restricted",)), "580", "auto",
+            "apt does not know multiverse of ubuntu 24.04, from which something comes: sudo"
+            " add-apt-repository multiverse",
+        ),
+        (
+            node("debian 12", components=()), "580", "auto",
+            "apt does not know contrib of debian 12, from which something comes: sudo add-apt-repository"
+            " contrib",
+        ),
+        (
+            node(serving=("replica-0", "replica-1"), loaded="570.133.20"), "580", "auto",
+            "replica-0, replica-1 serves with driver 570.133.20; 580.* from NVIDIA is installed only where"
+            " nothing serves, for then nothing new could start: rackserve deploy teardown, then provision;"
+            f" {LEAVE}",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_in_the_way_is_said_with_its_fix(seen, driver, source, said):
+    assert problems(seen, driver, source, 8) == [said]
+
+
+def test_all_problems_of_a_host_are_said_at_once():
+    seen = replace(node("debian 12", run_file=True), gpus=0)
+    assert len(problems(seen, "581", "ubuntu", 8)) == 4
+
+
+def whole(its, version="580.95.05", revision="-0ubuntu1"):
+    packages = {name: Package(f"{version}{revision}", held=True) for name in its.exact}
+    return {**packages, **{name: Package("1", held=True) for name in its.others}}
+
+
+def test_a_host_that_has_the_driver_is_left_alone_while_it_serves():
+    seen = node(serving=("replica-0",))
+    its = wanted(seen, "580", "auto")
+    there = replace(seen, packages={**seen.packages, **whole(its)})
+    assert problems(there, "580", "auto", 8) == []
+    assert its.missing(there) == [] and its.version(there) == "580.95.05"
+    assert problems(there, "580.105.08", "auto", 8)[0].startswith(
+        "replica-0 serves with driver unknown; 580.105"
+    )
+    # Monitoring and headers are nothing that a process of a replica loads.
+    less = {name: package for name, package in there.packages.items() if name not in its.others}
+    assert problems(replace(there, packages=less), "580", "auto", 8) == []
+
+
+def test_signed_modules_of_another_kernel_are_not_installed_under_a_replica():
+    seen = node(serving=("replica-0",), secure_boot=True)
+    its = wanted(seen, "580", "auto")
+    packages = {**seen.packages, **whole(its)}
+    assert problems(replace(seen, packages=packages), "580", "auto", 8) == []
+    del packages[its.modules[0]]
+    assert problems(replace(seen, packages=packages), "580", "auto", 8)
+
+
+def test_a_fabric_manager_of_another_version_is_as_good_as_none():
+    seen = node(**HGX)
+    its = wanted(seen, "580", "auto")
+    packages = {**whole(its), "nvidia-fabricmanager": Package("580.105.08-1")}
+    assert its.missing(replace(seen, packages=packages)) == ["nvidia-fabricmanager"]
+    packages["nvidia-fabricmanager"] = Package("580.95.05-1")  # another build of the same
+    assert its.missing(replace(seen, packages=packages)) == []
+
+
+def test_what_is_held_is_the_driver_and_with_signed_modules_the_kernel():
+    others = {"linux-headers-generic": "6.8", "nvidia-container-toolkit": "1.19.0-1"}
+    seen = node(packages={**NVIDIAS, "nvidia-firmware-580": "580.95.05-0ubuntu1", **others})
+    its = wanted(seen, "580", "auto")
+    assert its.loose(seen) == ["libnvidia-compute-580", "nvidia-dkms-580-open", "nvidia-firmware-580"]
+    signed = node(packages={"linux-modules-nvidia-580-server-open-generic": "6.8", "linux-generic": "6.8"})
+    assert wanted(signed, "580", "auto").loose(signed) == [
+        "linux-generic", "linux-image-generic", "linux-modules-nvidia-580-server-open-generic",
+    ]  # fmt: skip
+
+
+def run(fact, *words, root=None, environment=None):
+    """A fact asked on this machine; with a root, of what stands there instead."""
+    command = fact().command(*words)
+    for path in ("/sys/", "/etc/", "/usr/bin/", "/boot/", "/var/lib/dpkg/updates") if root else ():
+        command = command.replace(path, f"{root}{path}")
+    done = subprocess.run(
+        ["sh", "-c", command], capture_output=True, text=True, env={**os.environ, **(environment or {})}
+    )
+    assert done.returncode == 0, done.stderr
+    return fact().process(done.stdout.splitlines())
+
+
+def device(root, address, vendor, kind, vpd=b""):
+    folder = root / "sys/bus/pci/devices" / address
+    folder.mkdir(parents=True)
+    (folder / "vendor").write_text(f"{vendor}\n")
+    (folder / "class").write_text(f"{kind}\n")
+    if vpd:
+        (folder / "vpd").write_bytes(vpd)
+
+
+def test_this_machine_can_be_looked_at():
+    seen = run(Look)
+    assert seen.distribution and seen.machine == os.uname().machine and seen.kernel == os.uname().release
+
+
+def test_a_host_that_did_not_answer_is_not_a_host_without_gpus():
+    assert Look().process(["os ubuntu 24.04"]) is None
+
+
+def test_gpus_and_switches_are_found_on_the_bus(tmp_path):
+    for n in range(3):
+        device(tmp_path, f"0000:1{n}:00.0", "0x10de", "0x030200")
+    device(tmp_path, "0000:20:00.0", "0x10de", "0x030000")  # with a display
+    device(tmp_path, "0000:20:00.1", "0x10de", "0x040300")  # its sound
+    device(tmp_path, "0000:30:00.0", "0x10de", "0x068000")
+    device(tmp_path, "0000:40:00.0", "0x1002", "0x030000")
+    device(tmp_path, "0000:50:00.0", "0x15b3", "0x020700", b"\x82\x01ConnectX\0")
+    seen = run(Look, root=tmp_path)
+    assert (seen.gpus, seen.switches, seen.nvlink5) == (4, 1, False)
+    device(tmp_path, "0000:60:00.0", "0x15b3", "0x020700", b"\x82\x01\0SW_MNG\0")
+    assert run(Look, root=tmp_path).nvlink5
+
+
+@pytest.mark.parametrize(
+    ("value", "on"), [(b"\x06\0\0\0\x01", True), (b"\x06\0\0\0\0", False), (None, False)]
+)
+def test_secure_boot_is_what_the_firmware_says(tmp_path, value, on):
+    folder = tmp_path / "sys/firmware/efi/efivars"
+    folder.mkdir(parents=True)
+    if value:
+        (folder / "SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c").write_bytes(value)
+    assert run(Look, root=tmp_path).secure_boot == on
+
+
+def test_what_else_is_looked_at(tmp_path):
+    for path, content in {
+        "sys/module/nvidia/version": "580.95.05\n", "usr/bin/nvidia-uninstall": "",
+        "etc/os-release": 'ID=rocky\nVERSION_ID="9.4"\n', "var/lib/dpkg/updates/0001": "",
+        "etc/apt/sources.list.d/mine.list": "deb https://a/compute/cuda/repos/debian12/x86_64/ /\n",
+        "etc/apt/sources.list.d/other.list": "deb https://a/d bookworm main contrib\n# deb / x multiverse\n",
+        "etc/apt/sources.list.d/ubuntu.sources": "Types: deb\nComponents: main restricted universe\n",
+    }.items():  # fmt: skip
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(content)
+    seen = run(Look, root=tmp_path)
+    assert (seen.loaded, seen.run_file, seen.distribution, seen.interrupted) == (
+        "580.95.05", True, "rocky 9.4", True,
+    )  # fmt: skip
+    assert seen.sources == (f"{tmp_path}/etc/apt/sources.list.d/mine.list",)
+    assert seen.components == ("contrib", "restricted")
+
+
+def test_a_replica_is_known_by_its_units():
+    rows = ["unit rackserve-replica-0-vllm.service loaded", "unit rackserve-replica-0-gang.service loaded",
+            "unit rackserve-replica-1000-ray.service", "asked"]  # fmt: skip
+    assert Look().process(rows).serving == ("replica-0", "replica-1000")
+
+
+def test_kernels_are_known_by_their_metapackages():
+    names = ("linux-image-6.8.0-31-generic", "linux-image-unsigned-6.8.0-31-generic", "linux-headers-generic",
+             "linux-image-generic-hwe-24.04")  # fmt: skip
+    assert Seen(packages={name: Package("1") for name in names}).flavours == ["generic-hwe-24.04"]
+
+
+def test_an_initramfs_is_stale_when_it_is_older_than_the_blacklist(tmp_path):
+    conf, image = tmp_path / "nouveau.conf", tmp_path / f"boot/initrd.img-{os.uname().release}"
+    conf.touch()
+    assert run(Initramfs, str(conf), root=tmp_path) == "none"
+    image.parent.mkdir()
+    image.touch()
+    os.utime(conf, (1, 1))
+    assert run(Initramfs, str(conf), root=tmp_path) == "fresh"
+    os.utime(image, (0, 0))
+    assert run(Initramfs, str(conf), root=tmp_path) == "stale"
+
+
+# A real apt and dpkg, with a system of their own.
+
+RELEASES = ("580.95.05", "580.105.08")
+UBUNTU_SOURCE = wanted(node(secure_boot=True, **HGX), "580", "auto")
+NVIDIA_SOURCE = wanted(node(**HGX), "580", "auto")
+
+
+@pytest.fixture(scope="module")
+def repositories(tmp_path_factory):
+    """NVIDIA's, with two releases of 580 and one of 595, and Ubuntu's, with a newer 580 of the same names."""
+    folder = tmp_path_factory.mktemp("repositories")
+    nvidia, ubuntu = Repository(folder / "nvidia"), Repository(folder / "ubuntu", UBUNTU)
+    its = NVIDIA_SOURCE
+    driver = [Empty(name, f"{version}-0ubuntu1") for name in its.driver for version in RELEASES]
+    fabric = [Empty(its.fabric[0], f"{version}-1") for version in RELEASES]  # other builds: they are NVIDIA's
+    newer = [Empty(name, "595.71.05-1ubuntu1") for name in ("nvidia-persistenced", its.fabric[0])]
+    nvidia.add([*driver, *fabric, *newer, *(Empty(name, "4.5.2-1") for name in its.monitoring)])
+    kernels = {*its.modules, *UBUNTU_SOURCE.modules, "linux-image-generic"}
+    ubuntu.add([Empty(name, "580.173.02-0ubuntu0.24.04.1") for name in {*its.driver, *UBUNTU_SOURCE.exact}])
+    ubuntu.add([Empty(name, "6.8.0-31.31") for name in kernels])
+    return nvidia, ubuntu
+
+
+@pytest.fixture
+def system(tmp_path, repositories):
+    """A fresh apt that knows both."""
+    made = Apt(tmp_path / "apt")
+    for name, repository in zip(("nvidia", "ubuntu"), repositories, strict=True):
+        made.knows(name, repository)
+    made.run("apt-get -y install linux-image-generic")
+    return made
+
+
+class Node:
+    """A host whose facts are asked of that apt, and on which what an operation yields is run."""
+
+    def __init__(self, system, on_host, seen):
+        self.system, self.seen, self.on_host = system, seen, on_host
+
+    def look(self):
+        packages = {
+            name: Package(row.split()[1], held=row[0] == "h") for name, row in self.system.installed.items()
+        }
+        broken = bool(self.system.run("dpkg --audit"))
+        return replace(self.seen, packages=packages, interrupted=broken)
+
+    def offered(self, names):
+        return Offered().process(self.system.run(Offered().command(names)).splitlines())
+
+    def pin(self, its):
+        (self.system.folder / "etc/preferences.d/rackserve-nvidia").write_text(apt.preferences(its))
+
+    def do(self, operation, its):
+        """Run it; what it ran."""
+        host = self.on_host({Look: lambda: self.look(), Offered: self.offered}, executing=True)
+        self.host, ran = host, []
+        with ctx_state.use(host.state), ctx_host.use(host):
+            for command in operation._inner(its=its):
+                ran.append(command.get_raw_value())
+                self.system.run(ran[-1])
+        return ran
+
+    def provide(self, driver="580", source="auto"):
+        its = wanted(self.look(), driver, source)
+        self.pin(its)
+        return self.do(operations.packages, its) + self.do(operations.held, its)
+
+
+def versions(system, names):
+    return {system.installed[name] for name in names}
+
+
+def test_a_driver_comes_from_nvidia_alone_of_its_branch_and_held(system, on_host):
+    its, host = NVIDIA_SOURCE, Node(system, on_host, node(**HGX))
+    host.provide()
+    assert versions(system, its.driver) == {"hi 580.105.08-0ubuntu1"}
+    assert versions(system, its.fabric) == {"hi 580.105.08-1"}
+    assert versions(system, its.monitoring) == {"hi 4.5.2-1"}
+    assert host.provide() == [] and host.host.noop_description == "the driver is held"
+
+
+def test_signed_modules_come_from_ubuntu_alone_with_their_kernel_and_monitoring_from_nvidia(system, on_host):
+    its, host = UBUNTU_SOURCE, Node(system, on_host, node(secure_boot=True, **HGX))
+    host.provide()
+    assert versions(system, its.exact) == {"hi 580.173.02-0ubuntu0.24.04.1"}
+    assert versions(system, (*its.modules, "linux-image-generic")) == {"hi 6.8.0-31.31"}
+    assert versions(system, its.monitoring) == {"hi 4.5.2-1"}
+    assert host.provide() == []
+
+
+def test_an_upgrade_replaces_nothing_that_is_held(tmp_path, on_host):
+    """Also not when there is a newer one of the branch."""
+    repository = Repository(tmp_path / "nvidia")
+    its = wanted(node(), "580", "auto")
+    repository.add([Empty(name, "580.95.05-0ubuntu1") for name in its.driver])
+    repository.add([Empty(name, "1") for name in (*its.others, "linux-image-generic")])
+    system = Apt(tmp_path / "apt")
+    system.knows("nvidia", repository)
+    system.run("apt-get -y install linux-image-generic")
+    host = Node(system, on_host, node())
+    host.provide()
+    before = system.installed
+    repository.add([Empty(name, "580.105.08-0ubuntu1") for name in its.driver])
+    system.run("apt-get -q update && apt-get -y dist-upgrade")
+    assert system.installed == before and host.provide() == []
+    host.provide("580.105.08")
+    assert versions(system, its.driver) == {"hi 580.105.08-0ubuntu1"}
+    host.provide("580.95.05")
+    assert versions(system, its.driver) == {"hi 580.95.05-0ubuntu1"}, "back to an older one, when asked for"
+
+
+def test_a_fabric_manager_that_comes_later_is_of_the_version_that_is_there(system, on_host):
+    host = Node(system, on_host, node())
+    host.provide("580.95.05")
+    host.seen = node(**HGX)
+    ran = host.provide()
+    assert "nvidia-fabricmanager=580.95.05-1" in ran[1]
+    assert versions(system, ("nvidia-fabricmanager",)) == {"hi 580.95.05-1"}
+
+
+def test_what_a_cut_connection_left_is_finished(system, on_host):
+    its, host = NVIDIA_SOURCE, Node(system, on_host, node(**HGX))
+    host.pin(its)
+    system.run("cd $(mktemp -d) && apt-get download nvidia-utils-580=580.95.05-0ubuntu1 &&"
+               f" dpkg {shlex.join(system.dpkg_options)} --unpack nvidia-utils-580*.deb")  # fmt: skip
+    assert host.look().interrupted
+    system.run(f"apt-get -y install {its.driver[0]}=580.95.05-0ubuntu1 2>&1 || true")
+    host.provide()
+    assert not host.look().interrupted
+    assert len({version.split("-")[0] for version in versions(system, its.exact)}) == 1
+
+
+def test_a_version_that_is_not_to_be_had_is_said_and_nothing_is_installed(system, on_host):
+    host, its = Node(system, on_host, node()), wanted(node(), "580.1.1", "auto")
+    host.pin(its)
+    with pytest.raises(RuntimeError):  # `false`, which fails the host
+        host.do(operations.packages, its)
+    assert any(
+        "libnvidia-compute-580 580.1.1-* is not to be had from nvidia" in line for line in host.host.said
+    )
+    assert list(system.installed) == ["linux-image-generic"]
+
+
+def test_of_debian_its_driver_is_kept_out_and_what_a_driver_needs_is_not(tmp_path, on_host):
+    nvidia, debian = Repository(tmp_path / "nvidia"), Repository(tmp_path / "debian", DEBIAN)
+    its = wanted(node("debian 12"), "580", "auto")
+    needs = {"Depends": "libcuda1, nvidia-support"}
+    nvidia.add([Empty(name, "580.95.05-1", needs) for name in its.driver])
+    nvidia.add([Empty(name, "4.5.2-1") for name in its.monitoring])
+    debian.add([
+        Empty("libcuda1", "535.247.01-1~deb12u1", {"Source": "nvidia-graphics-drivers"}),
+        Empty("nvidia-support", "20220217+3", {"Source": "nvidia-support"}),
+        *(Empty(name, "6.1") for name in (*its.modules, "linux-image-amd64")),
+    ])  # fmt: skip
+    system = Apt(tmp_path / "apt")
+    system.knows("nvidia", nvidia)
+    system.knows("debian", debian)
+    system.run("apt-get -y install linux-image-amd64")
+    host = Node(system, on_host, node("debian 12"))
+    with pytest.raises(RuntimeError, match="libcuda1"):
+        host.provide()
+    nvidia.add([Empty("libcuda1", "580.95.05-1")])
+    host.provide()
+    assert versions(system, (*its.driver, "libcuda1")) == {"hi 580.95.05-1"}
+    assert system.installed["nvidia-support"] == "ii 20220217+3"
+
+
+def test_asking_apt_for_a_pattern_would_mix_the_sources(system):
+    """Why whole versions are asked for: a pin against a source does not keep a pattern from finding it."""
+    (system.folder / "etc/preferences.d/rackserve-nvidia").write_text(apt.preferences(NVIDIA_SOURCE))
+    simulated = system.run("apt-get -s install 'libnvidia-compute-580=580.*'")
+    assert "Inst libnvidia-compute-580 (580.173.02-0ubuntu0.24.04.1" in simulated
+
+
+def fetch_key(repository, keyring, fingerprint):
+    """Run what fetches the key, from that repository to that keyring."""
+    its = replace(NVIDIA_SOURCE, folder=f"file://{repository.folder}")
+    command = apt.key(its).replace(apt.KEY, str(keyring)).replace(FINGERPRINT, fingerprint)
+    return subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+
+
+def test_a_key_with_another_fingerprint_is_not_kept(tmp_path, repositories):
+    nvidia, keyring = repositories[0], tmp_path / KEYRING
+    assert fetch_key(nvidia, keyring, FINGERPRINT).returncode != 0
+    assert not keyring.exists()
+    done = fetch_key(nvidia, keyring, nvidia.fingerprint)
+    assert done.returncode == 0, done.stderr
+    assert keyring.read_bytes() == (nvidia.folder / KEYRING).read_bytes()
+    command = Fingerprints().command().replace(apt.KEY, str(keyring))
+    read = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
+    assert Fingerprints().process(read.stdout.splitlines()) == [nvidia.fingerprint]
+
+
+# Operations, of known facts.
+
+
+def test_a_plan_installs_without_versions_that_it_cannot_know(on_host):
+    seen, its = node(**HGX), NVIDIA_SOURCE
+    host = on_host({Look: seen})
+    assert host.commands(operations.packages, its=its) == [
+        apt.refreshed(), INSTALL + NAMES["ubuntu 24.04", "nvidia", "580"],
+    ]  # fmt: skip
+    assert host.commands(operations.held, its=its) == [apt.held(its.exact)]
+    assert host.commands(operations.built, its=its) == []
+
+
+def test_a_kernel_without_a_module_fails_the_host_and_says_where_to_look(on_host):
+    seen = node(module="")
+    its = wanted(seen, "580", "auto")
+    there = replace(seen, packages={**seen.packages, **whole(its)})
+    host = on_host({Look: there}, executing=True)
+    assert host.commands(operations.built, its=its) == ["false"]
+    assert host.said == [
+        "no nvidia module 580.95.05 for kernel 6.8.0-31-generic: see /var/lib/dkms/nvidia/*/build/make.log"
+    ]
+    assert on_host({Look: replace(there, module="580.95.05")}, True).commands(operations.built, its=its) == []
+
+
+@pytest.mark.parametrize(("now", "changes", "ran"), [
+    ("none", True, False), ("fresh", False, False), ("fresh", True, True), ("stale", False, True),
+])  # fmt: skip
+def test_an_initramfs_is_made_anew_when_it_does_not_know_the_blacklist(on_host, now, changes, ran):
+    written = type("Meta", (), {"will_change": changes})()
+    host = on_host({Initramfs: now})
+    commands = host.commands(operations.initramfs, path=NOUVEAU, changed=[written])
+    assert commands == (["update-initramfs -u"] if ran else [])
+
+
+ON, OFF = UnitState(active=True, enabled=True), UnitState()
+
+
+def test_services_are_enabled_and_wait_for_the_reboot_that_loads_the_driver(on_host):
+    units = ["nvidia-fabricmanager.service", "nvidia-dcgm.service"]
+    for loaded, started in (("", False), ("570.133.20", False), ("580.95.05", True)):
+        host = on_host({Look: node(loaded=loaded, module="580.95.05"), Unit: OFF})
+        commands = host.commands(operations.running, units=units)
+        assert commands[0] == "systemctl enable --quiet nvidia-fabricmanager.service nvidia-dcgm.service"
+        assert (commands[1:] == [f"systemctl restart {' '.join(units)}"]) == started
+    host = on_host({Look: node(loaded="580.95.05", module="580.95.05"), Unit: ON})
+    assert host.commands(operations.running, units=units) == []
+
+
+def test_a_persistence_daemon_with_another_configuration_is_restarted(on_host):
+    stale = UnitState(active=True, enabled=True, needs_reload=True, stale=("/x",))
+    host = on_host({Look: node(loaded="580.95.05", module="580.95.05"), Unit: stale})
+    assert host.commands(operations.running, units=[PERSISTENCE], drop_ins=["/x"]) == [
+        "systemctl daemon-reload", f"systemctl restart {PERSISTENCE}",
+    ]  # fmt: skip
+
+
+def test_systemd_reads_the_persistence_daemons_drop_in(tmp_path):
+    """Ubuntu's unit has no [Install]: with ours it can be enabled."""
+    unit = tmp_path / "usr/lib/systemd/system" / PERSISTENCE
+    unit.parent.mkdir(parents=True)
+    unit.write_text("[Unit]\nStopWhenUnneeded=true\n[Service]\nType=forking\nExecStart=/bin/true\n")
+    drop_in = tmp_path / f"etc/systemd/system/{PERSISTENCE}.d/rackserve.conf"
+    drop_in.parent.mkdir(parents=True)
+    systemctl = ["systemctl", f"--root={tmp_path}"]
+    assert subprocess.run([*systemctl, "is-enabled", PERSISTENCE], capture_output=True).stdout == b"static\n"
+    drop_in.write_text(PERSISTENT)
+    subprocess.run([*systemctl, "enable", "--quiet", PERSISTENCE], check=True, capture_output=True)
+    assert subprocess.run([*systemctl, "is-enabled", PERSISTENCE], capture_output=True).stdout == b"enabled\n"
+
+
+def test_a_reboot_that_is_due_is_said(on_host):
+    host = on_host({Look: node(module="580.95.05", loaded="")})
+    assert host.commands(operations.said) == []
+    assert host.said == [
+        "driver 580.95.05 is installed, none is loaded: rackserve rollout --reboot due reboots for it"
+    ]
+    quiet = on_host({Look: node(module="580.95.05", loaded="580.95.05")})
+    assert quiet.commands(operations.said) == [] and quiet.said == []
+
+
+def test_nouveau_is_named_as_modprobe_reads_it():
+    assert {"blacklist nouveau", "options nouveau modeset=0"} <= set(BLACKLIST.splitlines())

@@ -21,10 +21,11 @@ RUNTIMES = ("cuda", "cpu")
 OPTIMIZE = ("latency", "throughput")
 ANSWERS = ("same", "any")
 REBOOT = ("no", "due", "all")
+DRIVER_SOURCES = ("auto", "nvidia", "ubuntu")
 
 #: What may differ between hosts.
 PER_HOST = ("plugins", "wheelhouse", "hf_endpoint", "hf_token", "mirror", "mirror_options", "uplink",
-            "address", "interface", "gpu", "gpus")  # fmt: skip
+            "address", "interface", "gpu", "gpus", "driver", "driver_source")  # fmt: skip
 
 #: What may differ between hosts that serve different models.
 PER_MODEL = ("model", "revision", "weights_path", "preset", "context", "concurrency", "optimize", "replicas",
@@ -89,6 +90,8 @@ class Settings:
     interface: str | None = None  # of that address; found on the node unless set
     gpus: int = 8
     gpu: str | None = None  # a name of models/hardware.py; without it no memory is planned
+    driver: str | bool = "580"  # NVIDIA's branch, or a version of it; False leaves the driver to you
+    driver_source: str = "auto"  # nvidia, or ubuntu: signed modules; auto is ubuntu where Secure Boot is on
 
     def __post_init__(self) -> None:
         for name in TEXT:
@@ -101,6 +104,11 @@ class Settings:
         _one_of("runtime", self.runtime, RUNTIMES)
         _one_of("answers", self.answers, ANSWERS)
         _one_of("reboot", self.reboot, REBOOT)
+        _one_of("driver_source", self.driver_source, DRIVER_SOURCES)
+        asked = self.driver if isinstance(self.driver, str) else ""
+        if self.driver is not False and not re.fullmatch(r"\d{3}(\.\d+)*", asked):
+            said = f"driver is {self.driver!r}"
+            raise InventoryError(f"{said}: must be a branch or a version, in quotes, or False")
         if self.optimize is not None:
             _one_of("optimize", self.optimize, OPTIMIZE)
         for name in ("concurrency", "port", "gateway_port", "ready_timeout"):
@@ -154,6 +162,8 @@ def settings(host_name: str, data: Mapping[str, Any]) -> Settings:
     known = {name: value for name, value in given.items() if value is not None}
     known.setdefault("address", data.get("ssh_hostname") or host_name.removeprefix("@"))
     known.setdefault("hf_token", os.environ.get("HF_TOKEN"))
+    if type(known.get("driver")) is int:  # of --data driver=580
+        known["driver"] = str(known["driver"])
     try:
         return Settings(**known)
     except InventoryError as error:

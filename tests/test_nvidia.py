@@ -1,5 +1,6 @@
 """NVIDIA's driver: what each distribution gets, what is refused, and what a real apt makes of it."""
 
+import json
 import os
 import shlex
 import subprocess
@@ -15,6 +16,7 @@ from roles.nvidia.table import BRANCHES, DRIVER, FINGERPRINT, KEYRING, PERSISTEN
 from roles.nvidia.want import Package, Seen, problems, wanted
 from roles.units.facts import Unit, UnitState
 from tests.lab.drivers import DEBIAN, UBUNTU, Apt, Empty, Repository
+from tests.test_deploys import pyinfra
 
 KERNELS = {
     "ubuntu 22.04": ("5.15.0-119-generic", "generic"),
@@ -665,3 +667,76 @@ def test_a_reboot_that_is_due_is_said(on_host):
 
 def test_nouveau_is_named_as_modprobe_reads_it():
     assert {"blacklist nouveau", "options nouveau modeset=0"} <= set(BLACKLIST.splitlines())
+
+
+# The playbook, over hosts that are not there.
+
+LOOKED = ["machine x86_64", "kernel 6.8.0-31-generic", "secure", "loaded", "module", "pci 0x030200", "asked"]
+PROVISION = """\
+NVIDIA | Take the driver from one source
+NVIDIA | Keep nouveau off
+NVIDIA | Install the driver
+NVIDIA | Hold the driver
+NVIDIA | The kernel has its module
+NVIDIA | Tell the initramfs of it
+NVIDIA | Keep the GPUs initialised
+NVIDIA | Enable persistence
+NVIDIA | Enable its services
+NVIDIA | Say whether a reboot is due for it
+""".splitlines()
+
+
+@pytest.fixture
+def provision(tmp_path):
+    """provision({host: (lines that it answers, its data)}): the finished `pyinfra --dry --json`."""
+
+    def run(hosts):
+        all_ = {"fake_delay": 0, "fake_delay_jitter": 0, "interface": "lo", "gpus": 1}
+        rows = [
+            (
+                f"@fake/{name}",
+                {**all_, "address": f"10.0.0.{n}", "fake_responses": {"echo asked": lines}, **data},
+            )
+            for n, (name, (lines, data)) in enumerate(hosts.items(), 1)
+        ]
+        inventory = tmp_path / "inventory.py"
+        inventory.write_text(f"head, workers = {rows[:1]}, {rows[1:]}\n")
+        return pyinfra(inventory, "deploys/provision.py", "--dry", "--json")
+
+    return run
+
+
+def test_a_driver_is_provisioned_where_it_is_served_from_and_not_left_to_the_user(provision):
+    hosts = {
+        "gpu1": (["os ubuntu 24.04", *LOOKED], {}),
+        "gpu2": (["os debian 12", "component contrib", *LOOKED], {}),
+        "gpu3": (["os fedora 40", *LOOKED], {"driver": False}),
+        "head": (["os ubuntu 24.04", *LOOKED], {"gpus": 0}),
+    }
+    done = provision(hosts)
+    assert done.returncode == 0, done.stderr
+    plan = [op for op in json.loads(done.stdout)["plan"] if op["name"].startswith("NVIDIA")]
+    assert [op["name"] for op in plan] == PROVISION
+    installing = next(op for op in plan if op["name"] == "NVIDIA | Install the driver")
+    assert installing["hosts_with_change"] == ["@fake/gpu1", "@fake/gpu2"]
+    assert all(len(op["names"]) == 1 for op in plan)
+
+
+def test_what_is_in_the_way_on_any_host_is_said_at_once_and_nothing_is_changed(provision):
+    hosts = {
+        "gpu1": (["os ubuntu 24.04", *LOOKED], {"gpus": 8}),
+        "gpu2": (["os fedora 40", *LOOKED], {}),
+        "gpu3": (["os debian 12", *LOOKED], {"driver": "560", "driver_source": "ubuntu"}),
+        "gpu4": (["os debian 12", "component contrib", *LOOKED], {}),
+    }
+    done = provision(hosts)
+    assert done.returncode == 1 and not done.stdout
+    said = " ".join(done.stderr.split())
+    for problem in (
+        "@fake/gpu1: 8 GPUs promised, 1 on the PCI bus",
+        "@fake/gpu2: fedora 40 is not one of ubuntu 22.04",
+        "@fake/gpu3: driver is 560: must be of branch 580 or 595",
+        "@fake/gpu3: debian 12 has no driver from ubuntu",
+    ):
+        assert problem in said, said
+    assert "gpu4:" not in said

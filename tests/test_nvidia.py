@@ -4,6 +4,8 @@ import json
 import os
 import shlex
 import subprocess
+import sys
+import time
 from dataclasses import replace
 from fnmatch import fnmatch
 
@@ -570,6 +572,24 @@ def fetch_key(repository, keyring, fingerprint):
     its = replace(NVIDIA_SOURCE, folder=f"file://{repository.folder}")
     command = apt.key(its).replace(apt.KEY, str(keyring)).replace(FINGERPRINT, fingerprint)
     return subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+
+
+def test_another_apt_is_waited_for_and_a_mistake_is_not_repeated(system):
+    lists = system.folder / "state/lists/lock"
+    hold = (
+        f"import fcntl, time; f = open({str(lists)!r}, 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True)"
+    )
+    command = apt.refreshed().replace("sleep 20", "sleep 0.2")
+    with subprocess.Popen([sys.executable, "-c", f"{hold}; time.sleep(1)"], stdout=subprocess.PIPE) as other:
+        assert other.stdout and other.stdout.readline()
+        began = time.monotonic()
+        system.run(command)
+        assert time.monotonic() - began > 0.5, "apt-get alone would have failed at once"
+    (system.folder / "etc/sources.list.d/wrong.list").write_text("deb file:///nowhere/ /\n")
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match="nowhere"):
+        system.run(apt.refreshed())
+    assert time.monotonic() - began < 10
 
 
 def test_a_key_with_another_fingerprint_is_not_kept(tmp_path, repositories):

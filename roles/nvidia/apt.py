@@ -19,7 +19,13 @@ _APT = (
 )
 
 # apt-get has a timeout for dpkg's lock only, not for that of its lists; dpkg itself has none.
-_PATIENTLY = f"for n in $(seq {WAIT // 20}); do {{}} && exit 0; sleep 20; done; exit 1"
+_PATIENTLY = f"""\
+for n in $(seq {WAIT // 20}); do
+  said=$(LC_ALL=C {{}} 2>&1) && exit
+  case $said in *' lock '*) sleep 20 ;; *) break ;; esac
+done
+echo "$said" >&2
+exit 1"""
 
 
 def files(its: Wanted, seen: Seen) -> dict[str, str]:

@@ -79,7 +79,8 @@ def held(its: Wanted) -> Iterator[StringCommand]:
 def built(its: Wanted) -> Iterator[StringCommand]:
     """Nothing, where the kernel that runs has the driver's module; others fail, and say where to look."""
     seen = _seen()
-    if state.is_executing and seen.module != (version := its.version(seen)):
+    version = its.version(seen)
+    if state.is_executing and (not version or seen.module != version):
         why = f"no nvidia module {version} for kernel {seen.kernel}: {apt.why_not_built(its)}"
         yield remote.failure(host, why)
         return

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from roles.nvidia.table import KEYRING
 
@@ -53,8 +54,7 @@ class Repository:
     def __init__(self, folder: Path, says: Mapping[str, str] = NVIDIA) -> None:
         self.folder, self.says = folder, says
         folder.mkdir(parents=True)
-        self.home = folder.with_name(f"{folder.name}.gnupg")
-        self.home.mkdir(mode=0o700)
+        self.home = TemporaryDirectory(prefix="gnupg-")  # the path of a socket in it must be short
         self._gpg("--quick-generate-key", "rackserve-lab", "ed25519", "sign", "never")
         (folder / KEYRING).write_bytes(self._gpg("--export"))
 
@@ -80,7 +80,10 @@ class Repository:
 
     def _gpg(self, *words: str) -> bytes:
         batch = ("--batch", "--quiet", "--pinentry-mode", "loopback", "--passphrase", "")
-        return _run("gpg", "--homedir", self.home, *batch, *words)
+        try:
+            return _run("gpg", "--homedir", self.home.name, *batch, *words)
+        finally:  # its agent would outlive us
+            _run("gpgconf", "--homedir", self.home.name, "--kill", "gpg-agent")
 
 
 class Apt:

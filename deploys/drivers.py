@@ -14,14 +14,21 @@ from .settings import Settings
 
 _once = RLock()  # hosts are prepared side by side
 
+_coming: set[str] = set()
+
 
 def wanted() -> nvidia.Wanted | None:
     """What this host gets; None where its driver is left alone. Refused names every host with a problem."""
-    if not _provided(cluster().hosts[host.name]):
-        return None
-    host.get_fact(nvidia.Look, _ignore_errors=True)  # each its own, side by side, before one asks them all
+    if _provided(cluster().hosts[host.name]):
+        host.get_fact(nvidia.Look, _ignore_errors=True)  # each its own, side by side, before one asks all
     with _once:
         return _wanted().get(host.name)
+
+
+def coming() -> set[str]:
+    """The hosts on which this run, if it provisions, installs another driver: a reboot is then due there."""
+    with _once:
+        return set(_coming)
 
 
 @cache
@@ -33,11 +40,13 @@ def _wanted() -> dict[str, nvidia.Wanted]:
             wrong += [f"{name}: {problem}" for problem in found]
     if wrong:
         raise Refused("; ".join(wrong))
-    return {
+    found = {
         name: nvidia.wanted(seen[name], str(own.driver), own.driver_source)
         for name, own in _asked()
         if name in seen
     }
+    _coming.update(name for name, its in found.items() if not its.version(seen[name]))
+    return found
 
 
 def _seen() -> dict[str, nvidia.Seen]:

@@ -16,6 +16,7 @@ from models.weights import stored_bytes
 from roles import base, gang, gateway, lock, ray, releases, runtime, secret, service, vllm, weights
 from roles.files import File
 
+from . import drivers
 from .cluster import Refused, asked, cluster, gateways, network_of, planned, plans, refusing
 
 _once = RLock()  # hosts are prepared side by side
@@ -91,7 +92,12 @@ def _rebooting() -> list[str]:
     own = cluster().hosts[host.name]
     if own.reboot == "no":
         return []
-    hosts = [name for name in cluster().hosts if own.reboot == "all" or asked(name).get_fact(base.RebootDue)]
+    due = drivers.coming()  # what is not there yet is no fact
+    hosts = [
+        name
+        for name in cluster().hosts
+        if own.reboot == "all" or name in due or asked(name).get_fact(base.RebootDue)
+    ]
     if (cut := [name for name in hosts if name in gateways()]) and not own.cut:
         raise Refused(
             f"{', '.join(cut)}: a gateway that is to be rebooted: it would cut all that it answers; make"

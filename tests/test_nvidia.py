@@ -234,8 +234,8 @@ LIST = "/etc/apt/sources.list.d/cuda-ubuntu2404-x86_64.list"
         (
             node(serving=("replica-0", "replica-1"), loaded="570.133.20"), "580", "auto",
             "replica-0, replica-1 serves with driver 570.133.20; 580.* from NVIDIA is installed only where"
-            " nothing serves, for then nothing new could start: rackserve deploy teardown, then provision;"
-            f" {LEAVE}",
+            " nothing serves, for then nothing new could start: rackserve deploy teardown, then rackserve"
+            f" rollout --reboot due; {LEAVE}",
         ),
     ],
 )  # fmt: skip
@@ -710,7 +710,7 @@ NVIDIA | Say whether a reboot is due for it
 def provision(tmp_path):
     """provision({host: (lines that it answers, its data)}): the finished `pyinfra --dry --json`."""
 
-    def run(hosts):
+    def run(hosts, *words, deploy="provision"):
         all_ = {"fake_delay": 0, "fake_delay_jitter": 0, "interface": "lo", "gpus": 1}
         rows = [
             (
@@ -721,7 +721,7 @@ def provision(tmp_path):
         ]
         inventory = tmp_path / "inventory.py"
         inventory.write_text(f"head, workers = {rows[:1]}, {rows[1:]}\n")
-        return pyinfra(inventory, "deploys/provision.py", "--dry", "--json")
+        return pyinfra(inventory, f"deploys/{deploy}.py", "--dry", "--json", *words)
 
     return run
 
@@ -760,3 +760,18 @@ def test_what_is_in_the_way_on_any_host_is_said_at_once_and_nothing_is_changed(p
     ):
         assert problem in said, said
     assert "gpu4:" not in said
+
+
+@pytest.mark.parametrize(("deploy", "reboots"), [("serve_llama", ["gpu1", "gpu2"]), ("serve", [])])
+def test_a_first_deploy_reboots_for_the_driver_that_it_brings(provision, deploy, reboots):
+    """The order is made before anything is installed, so that what is coming counts as what is there."""
+    hosts = {name: (["os ubuntu 24.04", *LOOKED], {}) for name in ("gpu1", "gpu2")}
+    data = {"model": "smollm2-135m-instruct", "tensor_parallel": 1, "pipeline_parallel": 2, "reboot": "due"}
+    done = provision(hosts, *(f"--data={key}={value}" for key, value in data.items()), deploy=deploy)
+    assert done.returncode == 0, done.stderr
+    names = [name.rpartition(" | ")[2] for op in json.loads(done.stdout)["plan"] for name in op["names"]]
+    found = {name for name in names if name.startswith("Reboot")}
+    assert found == {f"Reboot @fake/{name}" for name in reboots}
+    if reboots:
+        order = [names.index(name) for name in ("Install the driver", "Reboot @fake/gpu1", "Start replica-0")]
+        assert order == sorted(order)

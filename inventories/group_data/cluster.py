@@ -9,4 +9,5 @@ ssh_user = "ubuntu"
 # tensor_parallel = 8                   # GPUs of a node unless set
 # pipeline_parallel = 2                 # nodes of a replica unless set
 # vllm_args = {"max-model-len": 65536}  # vLLM's long flags, without dashes
+# driver = "580.95.05"                  # NVIDIA's branch or version; False: yours (docs/provision.md)
 # wheelhouse = "http://mirror.example/wheels/"  # no package index is asked

@@ -212,7 +212,7 @@ def _served(seen: Seen, its: Wanted) -> Iterator[str]:
     yield (
         f"{', '.join(seen.serving)} serves with driver {seen.loaded or 'unknown'}; {its.pattern} from"
         f" {_named(its.source)} is installed only where nothing serves, for then nothing new could start:"
-        f" rackserve deploy teardown, then provision; {LEAVE}"
+        f" rackserve deploy teardown, then rackserve rollout --reboot due; {LEAVE}"
     )
 
 

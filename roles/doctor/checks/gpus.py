@@ -33,7 +33,7 @@ def count(host: Host) -> Verdict | None:
     if said is None:
         return failed(
             f"{promised} promised; there is no nvidia-smi, {on_bus['gpus']} on the bus",
-            "install NVIDIA's driver on {host}: branch 580 or newer, open kernel modules",
+            "rackserve deploy provision installs NVIDIA's driver, rackserve rollout --reboot due loads it",
         )
     first = "" if found else f"; nvidia-smi: {' '.join(said.split())[:120]}"
     return failed(f"{promised} promised, {found} found, {on_bus['gpus']} on the bus{first}")
@@ -113,7 +113,7 @@ def packages(host: Host) -> Verdict | None:
     "gpu.cuda",
     "The driver is new enough for the CUDA that vLLM brings",
     looks_at="nvidia-smi -q: CUDA Version, the lock file",
-    fix="install driver branch 580 or newer on {host}",
+    fix="set `driver` of {host} to a newer branch, 580 at least: docs/provision.md",
     reference="vllm#28305",
     gpus_only=True,
 )

@@ -146,7 +146,11 @@ DEBIANS = {"libcuda1": "535.247.01-1~deb12u1", "nvidia-kernel-dkms": "535.247.01
         (node(packages=UBUNTUS), "auto", "ubuntu"),
         (node(packages=NVIDIAS, secure_boot=True), "auto", "nvidia"),
         # Only Ubuntu has modules that are made for a kernel.
-        (node(packages={"linux-modules-nvidia-580-open-6.8.0-31-generic": "6.8.0-31.31"}), "auto", "ubuntu"),
+        (
+            node(packages={"linux-modules-nvidia-580-server-6.8.0-31-generic": "6.8.0-31.31"}),
+            "auto",
+            "ubuntu",
+        ),
         # Of daemons beside a driver it does not matter whose they are.
         (node(packages={"nvidia-settings": "510.47.03-0ubuntu4.24.04.1"}), "auto", "nvidia"),
         (node("debian 12"), "auto", "nvidia"),
@@ -206,6 +210,10 @@ LIST = "/etc/apt/sources.list.d/cuda-ubuntu2404-x86_64.list"
             node(packages={**NVIDIAS, **UBUNTUS}), "580", "auto",
             "the driver is to come from NVIDIA alone, and there is nvidia-utils-580-server from Ubuntu:"
             f" {PURGE}; {LEAVE}",
+        ),
+        (
+            node(packages={"nvidia-driver-580-open": "580.126.09-0ubuntu0.24.04.1"}), "580", "auto",
+            f"nvidia-driver-580-open is of Ubuntu's desktop driver, not of its server's: {PURGE}; {LEAVE}",
         ),
         (
             node("debian 12", packages=DEBIANS), "580", "auto",

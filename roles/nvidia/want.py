@@ -22,6 +22,8 @@ from .table import (
 
 LEAVE = "driver=False leaves the driver of the host to you"
 
+_PURGE = "sudo apt-get purge 'nvidia-*' 'libnvidia-*' 'linux-modules-nvidia-*', and reboot"
+
 #: Of which only one source's may be there; the daemons beside them come from either.
 _CORE = ("libnvidia-compute*", "libcuda1", "nvidia-driver-*", "nvidia-headless-*", "nvidia-dkms*",
          "nvidia-kernel-*", "nvidia-utils*", *SIGNED)  # fmt: skip
@@ -181,11 +183,10 @@ def _there(seen: Seen, driver: str, source: str) -> Iterator[str]:
     origins, chosen = _origins(seen), _chosen(seen, source)
     if foreign := sorted(name for name, of in origins.items() if of != chosen):
         said = ", ".join(f"{name} from {_named(origins[name])}" for name in foreign[:3])
-        globs = " ".join(repr(glob) for glob in (*DRIVER[:2], *SIGNED[:1]))
-        yield (
-            f"the driver is to come from {_named(chosen)} alone, and there is {said}: sudo apt-get purge"
-            f" {globs}, and reboot; {LEAVE}"
-        )
+        yield f"the driver is to come from {_named(chosen)} alone, and there is {said}: {_PURGE}; {LEAVE}"
+    desktop = [name for name in origins if "-server" not in name and not name.startswith("linux-")]
+    if chosen == "ubuntu" and desktop and not foreign:
+        yield f"{min(desktop)} is of Ubuntu's desktop driver, not of its server's: {_PURGE}; {LEAVE}"
     branches = {_branch(seen.packages[name].version) for name in origins if not name.startswith("linux-")}
     if newer := max((branch for branch in branches if branch > _branch(driver)), default=""):
         yield f"driver {newer} is installed, {driver} is older: set driver={newer}, or purge it; {LEAVE}"

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from roles.nvidia.facts import Fingerprints, Initramfs, Look, Offered
 from roles.nvidia.table import BRANCHES, DRIVER, FINGERPRINT, KEYRING, PERSISTENCE, ROWS
 from roles.nvidia.want import Package, Seen, problems, wanted
 from roles.units.facts import Unit, UnitState
-from tests.lab.drivers import DEBIAN, UBUNTU, Apt, Empty, Repository
+from tests.lab.drivers import DEBIAN, UBUNTU, Apt, Empty, Repository, monitoring, release
 from tests.test_deploys import pyinfra
 
 KERNELS = {
@@ -573,6 +574,23 @@ def test_asking_apt_for_a_pattern_would_mix_the_sources(system):
     (system.folder / "etc/preferences.d/rackserve-nvidia").write_text(apt.preferences(NVIDIA_SOURCE))
     simulated = system.run("apt-get -s install 'libnvidia-compute-580=580.*'")
     assert "Inst libnvidia-compute-580 (580.173.02-0ubuntu0.24.04.1" in simulated
+
+
+def test_the_labs_driver_is_what_a_node_looks_at(tmp_path):
+    """Its packages are those of Debian's row; kmod, where there is one, reads its module's version."""
+    its = wanted(node("debian 12", **HGX), "580", "auto")
+    made = [*release("580.95.05", "6.1.0-31-amd64"), *monitoring()]
+    assert {package.name for package in made} == {*its.exact, *its.monitoring}
+    for package in made:
+        subprocess.run(["dpkg-deb", "-x", package.build(tmp_path), tmp_path / "root"], check=True)
+    built = tmp_path / "root/lib/modules/6.1.0-31-amd64/updates/dkms/nvidia.ko"
+    assert b"\0version=580.95.05\0" in b"\0" + built.read_bytes()[64:]
+    if shutil.which("modinfo"):
+        read = subprocess.run(["modinfo", "--field", "version", built], capture_output=True, text=True)
+        assert read.stdout == "580.95.05\n"
+    for unit in (PERSISTENCE, *its.services):
+        program = tmp_path / "root/usr/bin" / unit.removesuffix(".service")
+        assert os.access(program, os.X_OK) and (tmp_path / "root/lib/systemd/system" / unit).exists()
 
 
 def fetch_key(repository, keyring, fingerprint):

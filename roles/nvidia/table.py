@@ -3,7 +3,7 @@
 Names and addresses are those of NVIDIA's Driver Installation Guide (docs.nvidia.com/datacenter/tesla/
 driver-installation-guide: compute-only installation, version locking), of its DCGM documentation
 (docs.nvidia.com/datacenter/dcgm), of how NVIDIA itself installs (NVIDIA/gpu-driver-container 06a208c:
-ubuntu22.04, ubuntu24.04 and rhel9, install.sh and precompiled/), and of packages.ubuntu.com.
+ubuntu22.04, ubuntu24.04 and rhel9, install.sh and precompiled/), and of Ubuntu's list of packages.
 """
 
 from __future__ import annotations

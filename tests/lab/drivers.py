@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ class Empty:
     version: str
     fields: Mapping[str, str] = field(default_factory=dict)  # Depends, Conflicts
     files: Mapping[str, bytes] = field(default_factory=dict)
+    postinst: str = ""  # shell
 
     def build(self, folder: Path) -> Path:
         tree = folder / f".{self.name}"
@@ -38,14 +40,70 @@ class Empty:
                   "Maintainer": "Rackserve's lab <lab@rackserve.invalid>", "Description": "empty",
                   **self.fields}  # fmt: skip
         control.write_text("".join(f"{key}: {value}\n" for key, value in fields.items()))
+        if self.postinst:
+            script = tree / "DEBIAN/postinst"
+            script.write_text(f"#!/bin/sh\nset -e\n{self.postinst}\n")
+            script.chmod(0o755)
         for path, content in self.files.items():
             file = tree / path.lstrip("/")
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)
+            file.chmod(0o755 if "/bin/" in path else 0o644)
         target = folder / f"{self.name}_{self.version.replace(':', '%3a')}_all.deb"
         _run("dpkg-deb", "--root-owner-group", "--build", "-Znone", tree, target)
         _run("rm", "-r", tree)
         return target
+
+
+def release(version: str, kernel: str) -> list[Empty]:
+    """A release of the driver for Debian, of which a node sees what it would see of a real one.
+
+    `modinfo nvidia` knows its version, and its units can be enabled; nothing is ever loaded.
+    """
+    folder = f"/lib/modules/{kernel}/updates/dkms"
+    built = Empty("nvidia-kernel-open-dkms", f"{version}-1", {"Depends": "kmod"},
+                  {f"{folder}/nvidia.ko": module(version)}, f"depmod {kernel}")  # fmt: skip
+    return [
+        built,
+        Empty("nvidia-driver-cuda", f"{version}-1"),
+        Empty("nvidia-persistenced", f"{version}-1", files=_daemon("nvidia-persistenced", install=False)),
+        Empty("nvidia-fabricmanager", f"{version}-1", files=_daemon("nvidia-fabricmanager")),
+    ]
+
+
+def monitoring(version: str = "4.5.2") -> list[Empty]:
+    """DCGM and its exporter."""
+    return [
+        Empty("datacenter-gpu-manager-4-cuda13", f"1:{version}-1", files=_daemon("nvidia-dcgm")),
+        Empty("datacenter-gpu-manager-exporter", f"{version}-1", files=_daemon("nvidia-dcgm-exporter")),
+    ]
+
+
+def module(version: str) -> bytes:
+    """A kernel module as kmod reads it: an ELF file with two sections, and no code."""
+    info = b"".join(f"{row}\0".encode() for row in (f"version={version}", "license=GPL", "name=nvidia"))
+    names = b"\0.modinfo\0.shstrtab\0"
+    after = 64 + len(info) + len(names)
+    header = struct.pack(
+        "<16sHHIQQQIHHHHHH", b"\x7fELF\x02\x01\x01", 1, 62, 1, 0, 0, after, 0, 64, 0, 0, 64, 3, 2
+    )
+    sections = [
+        struct.pack("<IIQQQQIIQQ", name, kind, flags, 0, at, size, 0, 0, 1, 0)
+        for name, kind, flags, at, size in (
+            (0, 0, 0, 0, 0), (1, 1, 2, 64, len(info)), (10, 3, 0, 64 + len(info), len(names)),
+        )
+    ]  # fmt: skip
+    return header + info + names + b"".join(sections)
+
+
+def _daemon(name: str, install: bool = True) -> dict[str, bytes]:
+    """A program that stays, and its unit; without [Install] it is what Ubuntu's persistence daemon is."""
+    wanted = "[Install]\nWantedBy=multi-user.target\n" if install else ""
+    unit = f"[Service]\nType=forking\nExecStart=/usr/bin/{name}\n{wanted}"
+    return {
+        f"/usr/bin/{name}": b"#!/bin/sh\nsleep infinity &\n",
+        f"/lib/systemd/system/{name}.service": unit.encode(),
+    }
 
 
 class Repository:

@@ -615,7 +615,7 @@ def test_another_apt_is_waited_for_and_a_mistake_is_not_repeated(system):
     began = time.monotonic()
     with pytest.raises(RuntimeError, match="nowhere"):
         system.run(apt.refreshed())
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 20, "that is how long it waits for a lock"
 
 
 def test_a_key_with_another_fingerprint_is_not_kept(tmp_path, repositories):

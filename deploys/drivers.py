@@ -9,7 +9,7 @@ from pyinfra import host, state
 
 from roles import nvidia
 
-from .cluster import Refused, asked, cluster
+from .cluster import Refused, asked, cluster, plan
 from .settings import Settings
 
 _once = RLock()  # hosts are prepared side by side
@@ -23,6 +23,12 @@ def wanted() -> nvidia.Wanted | None:
         host.get_fact(nvidia.Look, _ignore_errors=True)  # each its own, side by side, before one asks all
     with _once:
         return _wanted().get(host.name)
+
+
+def needed() -> bool:
+    """This host serves with GPUs, and is not rebooted for its driver first."""
+    own = cluster().hosts[host.name]
+    return own.runtime == "cuda" and own.reboot == "no" and bool(plan().on(host.name))
 
 
 def coming() -> set[str]:
@@ -43,7 +49,7 @@ def _wanted() -> dict[str, nvidia.Wanted]:
     found = {
         name: nvidia.wanted(seen[name], str(own.driver), own.driver_source)
         for name, own in _asked()
-        if name in seen
+        if name in seen and not nvidia.yours(seen[name], str(own.driver), own.driver_source)
     }
     _coming.update(name for name, its in found.items() if not its.version(seen[name]))
     return found

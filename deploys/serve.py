@@ -6,14 +6,16 @@ broke off is finished by the next.
 
 from pyinfra import host
 
-from deploys import releasing, replacing
+from deploys import drivers, releasing, replacing
 from deploys.cluster import begin, cluster, gateways, here, on_control, plan, planned
-from roles import gang, health, releases, replicas, secret, units, vllm, weights
+from roles import gang, health, nvidia, releases, replicas, secret, units, vllm, weights
 from roles.barrier import barrier
 
 own, control, model = here(), cluster().control, plan().model
 
 begin()
+if drivers.needed():
+    nvidia.loaded(name="The driver is loaded")
 releases.unchanged(name="What runs is as planned for", installed=releasing.installed())
 
 if plan().on(host.name) and own.weights_path is None:

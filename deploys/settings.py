@@ -90,7 +90,7 @@ class Settings:
     interface: str | None = None  # of that address; found on the node unless set
     gpus: int = 8
     gpu: str | None = None  # a name of models/hardware.py; without it no memory is planned
-    driver: str | bool = "580"  # NVIDIA's branch, or a version of it; False leaves the driver to you
+    driver: str | bool = "auto"  # NVIDIA's branch, or a version; 580 where none is loaded; False: it is yours
     driver_source: str = "auto"  # nvidia, or ubuntu: signed modules; auto is ubuntu where Secure Boot is on
 
     def __post_init__(self) -> None:
@@ -106,9 +106,9 @@ class Settings:
         _one_of("reboot", self.reboot, REBOOT)
         _one_of("driver_source", self.driver_source, DRIVER_SOURCES)
         asked = self.driver if isinstance(self.driver, str) else ""
-        if self.driver is not False and not re.fullmatch(r"\d{3}(\.\d+)*", asked):
+        if self.driver is not False and not re.fullmatch(r"auto|\d{3}(\.\d+)*", asked):
             said = f"driver is {self.driver!r}"
-            raise InventoryError(f"{said}: must be a branch or a version, in quotes, or False")
+            raise InventoryError(f"{said}: must be a branch or a version, in quotes, or auto, or False")
         if self.optimize is not None:
             _one_of("optimize", self.optimize, OPTIMIZE)
         for name in ("concurrency", "port", "gateway_port", "ready_timeout"):

@@ -13,8 +13,8 @@ from fnmatch import fnmatch
 import pytest
 from pyinfra.context import ctx_host, ctx_state
 
-from roles.nvidia import BLACKLIST, NOUVEAU, PERSISTENT, apt, dnf, operations
-from roles.nvidia.facts import Fingerprints, Initramfs, Look, Offered
+from roles.nvidia import BLACKLIST, NOUVEAU, PERSISTENT, apt, dnf, operations, yours
+from roles.nvidia.facts import Fingerprints, Initramfs, Loaded, Look, Offered
 from roles.nvidia.table import BRANCHES, DRIVER, FINGERPRINT, KEYRING, PERSISTENCE, ROWS
 from roles.nvidia.want import Package, Seen, problems, wanted
 from roles.units.facts import Unit, UnitState
@@ -274,6 +274,32 @@ def test_a_host_that_has_the_driver_is_left_alone_while_it_serves():
     # Monitoring and headers are nothing that a process of a replica loads.
     less = {name: package for name, package in there.packages.items() if name not in its.others}
     assert problems(replace(there, packages=less), "580", "auto", 8) == []
+
+
+def test_a_driver_that_somebody_else_installed_is_left_alone_unless_one_is_asked_for():
+    fedora = node("fedora 40", loaded="570.86.15", serving=("replica-0",))
+    assert yours(fedora, "auto", "auto") and problems(fedora, "auto", "auto", 8) == []
+    assert not yours(fedora, "580", "auto") and problems(fedora, "580", "auto", 8)
+    assert not yours(replace(fedora, loaded=""), "auto", "auto")
+    older = node(loaded="570.86.15", packages={"libnvidia-compute-570": "570.86.15-0ubuntu1"})
+    assert yours(older, "auto", "auto") and not yours(older, "auto", "elsewhere")
+    assert yours(node(loaded="580.95.05", run_file=True), "auto", "auto")
+    assert problems(fedora, "auto", "auto", 9) == problems(node("fedora 40"), "580", "auto", 9)[:1]
+
+
+def test_a_driver_of_the_usual_branch_is_kept_whole_whoever_installed_it():
+    seen = node(loaded="580.95.05")
+    its = wanted(seen, "auto", "auto")
+    assert its == wanted(seen, "580", "auto")
+    there = replace(seen, packages={**seen.packages, **whole(its)})
+    assert not yours(there, "auto", "auto") and problems(there, "auto", "auto", 8) == []
+
+
+def test_where_no_driver_is_loaded_the_run_ends_and_says_what_loads_one(on_host):
+    assert on_host({Loaded: "580.95.05"}, executing=True).commands(operations.loaded) == []
+    host = on_host({Loaded: ""}, executing=True)
+    assert host.commands(operations.loaded) == ["false"] and "--data reboot=due" in host.said[0]
+    assert on_host({Loaded: ""}).commands(operations.loaded) == []
 
 
 def test_signed_modules_of_another_kernel_are_not_installed_under_a_replica():

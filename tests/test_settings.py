@@ -42,7 +42,7 @@ def test_what_is_given_is_taken():
 
 
 def test_a_driver_is_a_branch_a_version_or_left_alone():
-    assert settings("gpu1", HOST).driver == "580"
+    assert settings("gpu1", HOST).driver == "auto"
     assert settings("gpu1", {**HOST, "driver": 595}).driver == "595"  # of --data driver=595
     assert settings("gpu1", {**HOST, "driver": "580.95.05"}).driver == "580.95.05"
     assert settings("gpu1", {**HOST, "driver": False}).driver is False
@@ -100,9 +100,12 @@ def test_address_is_where_ssh_finds_the_host_unless_it_is_set():
         ({"port": 20100}, "port is 20100: must be at most 65535, and not 20000 to 32767 (Ray, vLLM)"),
         ({"api_key": "a b"}, "api_key: must be letters, digits and . ~ + / = _ - only"),
         ({"vllm_args": "--seed 1"}, "vllm_args is '--seed 1': must be a dictionary"),
-        ({"driver": 580.95}, "driver is 580.95: must be a branch or a version, in quotes, or False"),
-        ({"driver": "latest"}, "driver is 'latest': must be a branch or a version, in quotes, or False"),
-        ({"driver": True}, "driver is True: must be a branch or a version, in quotes, or False"),
+        ({"driver": 580.95}, "driver is 580.95: must be a branch or a version, in quotes, or auto, or False"),
+        (
+            {"driver": "latest"},
+            "driver is 'latest': must be a branch or a version, in quotes, or auto, or False",
+        ),
+        ({"driver": True}, "driver is True: must be a branch or a version, in quotes, or auto, or False"),
         ({"driver_source": "debian"}, "driver_source is 'debian': must be one of auto, nvidia, ubuntu"),
         ({"vllm_env": ["A=1"]}, "vllm_env is ['A=1']: must be a dictionary"),
     ],

@@ -14,11 +14,13 @@ from pyinfra.operations import files
 
 from .facts import Look as Look
 from .operations import built, held, initramfs, packages, repository, running, said
+from .operations import loaded as loaded
 from .table import PERSISTENCE
 from .want import Seen as Seen
 from .want import Wanted as Wanted
 from .want import problems as problems
 from .want import wanted as wanted
+from .want import yours as yours
 
 NOUVEAU = "/etc/modprobe.d/rackserve-nouveau.conf"
 BLACKLIST = "# Rackserve: it would hold the GPUs.\nblacklist nouveau\noptions nouveau modeset=0\n"

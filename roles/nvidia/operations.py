@@ -15,7 +15,7 @@ from roles import remote
 from roles.units.facts import Unit
 
 from . import apt
-from .facts import Fingerprints, Initramfs, Look, Offered
+from .facts import Fingerprints, Initramfs, Loaded, Look, Offered
 from .table import FINGERPRINT
 from .want import Seen, Wanted
 
@@ -122,6 +122,16 @@ def running(
         yield StringCommand("systemctl", "restart", *map(QuoteString, todo))
     elif not absent:
         host.noop(f"{', '.join(units)} are enabled")
+
+
+@operation()
+def loaded() -> Iterator[StringCommand]:
+    """Nothing, where a driver is loaded; others fail, and say what loads it."""
+    if state.is_executing and not host.get_fact(Loaded):
+        why = "no NVIDIA driver is loaded, so nothing could start: --data reboot=due reboots for one that is"
+        yield remote.failure(host, f"{why} installed; rackserve doctor says more")
+        return
+    host.noop("a driver is loaded")
 
 
 @operation()

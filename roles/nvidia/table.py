@@ -14,6 +14,9 @@ from dataclasses import dataclass
 #: {branch: major version of the CUDA it brings}. Older ones cannot run what vLLM's environment brings.
 BRANCHES = {"580": 13, "595": 13}
 
+#: Where none is loaded, and none is asked for.
+USUAL = "580"
+
 #: NVIDIA's repositories, one folder for each distribution.
 REPOSITORIES = "https://developer.download.nvidia.com/compute/cuda/repos"
 

@@ -17,8 +17,11 @@ from .table import (
     ROWS,
     SIGNED,
     SUBNET_MANAGER,
+    USUAL,
     Row,
 )
+
+AUTO = "auto"
 
 LEAVE = "driver=False leaves the driver of the host to you"
 
@@ -139,10 +142,24 @@ class Wanted:
         return (*self.kernels, *self.exact, *self.monitoring)
 
 
+def yours(seen: Seen, driver: str, source: str) -> bool:
+    """A driver is loaded that the table would not have installed, and the inventory asks for none (auto)."""
+    if driver != AUTO or not seen.loaded:
+        return False
+    rows = _rows(seen)
+    if not rows:
+        return True
+    if source not in ("auto", *rows):
+        return False
+    return any(_there(seen, USUAL, source)) or not wanted(seen, driver, source).version(seen)
+
+
 def problems(seen: Seen, driver: str, source: str, promised: int) -> list[str]:
     """What keeps a host from getting that driver, each with its fix; nothing has been changed."""
     found = list(_hardware(seen, promised))
-    rows = _rows(seen)
+    if yours(seen, driver, source):
+        return found
+    driver, rows = _usual(driver), _rows(seen)
     if not rows:
         known = ", ".join(ROWS)
         found.append(f"{seen.distribution or 'a distribution'} is not one of {known}; {LEAVE}")
@@ -219,7 +236,7 @@ def _served(seen: Seen, its: Wanted) -> Iterator[str]:
 
 def wanted(seen: Seen, driver: str, source: str) -> Wanted:
     """What that host gets; only where there are no `problems`."""
-    chosen = _chosen(seen, source)
+    chosen, driver = _chosen(seen, source), _usual(driver)
     row, branch = _rows(seen)[chosen], _branch(driver)
     words = {"branch": branch, "kernel": seen.kernel, "cuda": BRANCHES[branch]}
     fabric = seen.switches or seen.nvlink5
@@ -251,6 +268,10 @@ def sources_file(row: Row | None, seen: Seen) -> str:
 def _rows(seen: Seen) -> Mapping[str, Row]:
     name, _, number = seen.distribution.partition(" ")
     return ROWS.get(seen.distribution) or ROWS.get(f"{name} {number.partition('.')[0]}", {})
+
+
+def _usual(driver: str) -> str:
+    return USUAL if driver == AUTO else driver
 
 
 def _branch(driver: str) -> str:

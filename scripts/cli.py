@@ -16,6 +16,7 @@ from scripts.refusal import Refused
 #: pyinfra's second.
 COMMANDS = {
     "plan": "plan", "models": "plan", "deploy": "deploy", "stage": "stage", "spread": "spread",
+    "wheelhouse": "wheelhouse",
     "rollout": "rollout", "rollback": "rollout", "history": "rollout",
     "unlock": "deploy", "status": "status", "logs": "status", "doctor": "doctor", "chat": "chat",
     "lab": "lab", "demo": "demo",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import inspect
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -102,7 +101,7 @@ def plans() -> list[Plan]:
     """This run's plans, one for each model; Refused says why there can be none."""
     # What the deploy's own data says (serve_llama's model) is seen through `host` only, which is
     # whichever host came first: it is for all that do not say otherwise.
-    said = json.dumps(host.get_deploy_data() or {}, sort_keys=True)
+    said = host.get_deploy_data() or {}
     return refusing(lambda: _make_plans(said))
 
 
@@ -266,6 +265,9 @@ def plan_of(cluster: Cluster, own: Settings, nodes: Sequence[Node], first: int =
 #: Hosts are prepared side by side, and the hub is asked once.
 _asking = Lock()
 
+#: Of this run, by what the deploy's own data says.
+_plans: dict[str, list[Plan]] = {}
+
 
 def _found(*what: str | None) -> Model:
     with _asking:
@@ -290,9 +292,11 @@ def _read_cluster() -> Cluster:
     return read(inventory)
 
 
-@cache
-def _make_plans(said: str) -> list[Plan]:
-    return plans_of(_read_cluster(), json.loads(said))
+def _make_plans(said: Mapping[str, Any]) -> list[Plan]:
+    key = repr(sorted(said.items()))
+    if key not in _plans:
+        _plans[key] = plans_of(_read_cluster(), said)
+    return _plans[key]
 
 
 def refusing(read):

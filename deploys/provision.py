@@ -1,20 +1,22 @@
-"""From bare OS to ready: packages, user, folders, kernel settings, driver, Python environments."""
+"""From bare OS to ready: packages, user, folders, kernel settings, driver, fabric, Python environments."""
 
 from pyinfra import host
 
-from deploys import drivers
+from deploys import drivers, fabric
 from deploys.cluster import begin, gateways, here, on_control
-from roles import base, gateway, nvidia, runtime, secret
+from roles import base, gateway, nccl, nvidia, runtime, secret
 from roles.barrier import barrier
 
 own = here()
 
 begin()
-driver = drivers.wanted()
+driver, its_fabric = drivers.wanted(), fabric.wanted()
 
-base.base(also=gateway.PACKAGES if host.name in gateways() else ())
+base.base(also=(*(gateway.PACKAGES if host.name in gateways() else ()), *nccl.packages(its_fabric)))
 if driver:
     nvidia.driver(driver)
+if its_fabric:
+    nccl.fabric(its_fabric)
 runtime.tools(own.wheelhouse)
 runtime.environment(own.runtime, own.plugins, own.wheelhouse)
 if on_control():

@@ -13,7 +13,7 @@ from models.plan import Plan, Replica
 from models.release import Found, Release, merged
 from models.rollout import Rollout, Step, back, before, rollout
 from models.weights import stored_bytes
-from roles import base, gang, gateway, lock, ray, releases, runtime, secret, service, vllm, weights
+from roles import base, gang, gateway, lock, nccl, ray, releases, runtime, secret, service, vllm, weights
 from roles.files import File
 
 from . import drivers
@@ -169,7 +169,8 @@ def _on(replica: Replica, name: str) -> list[File]:
     own, model = cluster().hosts[name], _plan(replica.name).model
     environment = runtime.path(own.runtime, own.plugins)
     seed = secret.value(cluster().control)
-    variables = {**network_of(name), **service.devices(replica)}
+    fabric = nccl.everywhere(own.roce_traffic_class)
+    variables = {**network_of(name), **fabric, **service.devices(replica)}
     made = []
     if ray.units(replica):
         made += ray.files(replica, name, environment, variables, secret.derive(seed, f"ray {replica.name}"))

@@ -25,7 +25,7 @@ DRIVER_SOURCES = ("auto", "nvidia", "ubuntu")
 
 #: What may differ between hosts.
 PER_HOST = ("plugins", "wheelhouse", "hf_endpoint", "hf_token", "mirror", "mirror_options", "uplink",
-            "address", "interface", "gpu", "gpus", "driver", "driver_source")  # fmt: skip
+            "address", "interface", "hcas", "gpu", "gpus", "driver", "driver_source")  # fmt: skip
 
 #: What may differ between hosts that serve different models.
 PER_MODEL = ("model", "revision", "weights_path", "preset", "context", "concurrency", "optimize", "replicas",
@@ -34,6 +34,9 @@ PER_MODEL = ("model", "revision", "weights_path", "preset", "context", "concurre
 #: What is text where it is set. A secret is not: api_key has a check of its own.
 TEXT = ("model", "revision", "weights_path", "preset", "plugins", "wheelhouse", "hf_endpoint", "mirror",
         "interface", "gpu")  # fmt: skip
+
+#: NCCL's `^` and its rails and planes are not among them.
+HCAS = r"[A-Za-z][\w.-]*(:\d+)?( *, *[A-Za-z][\w.-]*(:\d+)?)*"
 
 #: Seconds: the gateway takes a replica out after 20, and only then it may start anew.
 LEAST_HANG = 25
@@ -84,10 +87,13 @@ class Settings:
     mirror: str | None = field(default=None, repr=False)  # instead of the hub: a folder, http(s):// or s3://
     mirror_options: Mapping[str, str] = field(default_factory=dict, repr=False)  # see docs/weights.md
 
+    roce_traffic_class: int | None = None  # what the switches make lossless; 104 is DSCP 26
+
     # Each host
     uplink: bool = False  # it downloads; the first of the plan unless some host says so
     address: str = ""  # on the network between the nodes; ssh_hostname unless set
     interface: str | None = None  # of that address; found on the node unless set
+    hcas: str | bool = "auto"  # those near GPUs; or names, as mlx5_0,mlx5_1:1; False: NCCL goes over TCP
     gpus: int = 8
     gpu: str | None = None  # a name of models/hardware.py; without it no memory is planned
     driver: str | bool = "auto"  # NVIDIA's branch, or a version; 580 where none is loaded; False: it is yours
@@ -109,6 +115,13 @@ class Settings:
         if self.driver is not False and not re.fullmatch(r"auto|\d{3}(\.\d+)*", asked):
             said = f"driver is {self.driver!r}"
             raise InventoryError(f"{said}: must be a branch or a version, in quotes, or auto, or False")
+        named = self.hcas if isinstance(self.hcas, str) else ""
+        if self.hcas is not False and not re.fullmatch(HCAS, named):
+            said = f"hcas is {self.hcas!r}"
+            raise InventoryError(f"{said}: must be names as mlx5_0,mlx5_1:1, or auto, or False")
+        its = self.roce_traffic_class
+        if its is not None and (type(its) is not int or not 0 <= its <= 255):
+            raise InventoryError(f"roce_traffic_class is {its!r}: must be a whole number from 0 to 255")
         if self.optimize is not None:
             _one_of("optimize", self.optimize, OPTIMIZE)
         for name in ("concurrency", "port", "gateway_port", "ready_timeout"):

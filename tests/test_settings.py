@@ -41,6 +41,13 @@ def test_what_is_given_is_taken():
     assert (own.gpus, own.model, own.vllm_args, own.executor) == (4, "m", {"seed": 1}, "mp")
 
 
+def test_hcas_are_named_as_nccl_names_them():
+    assert settings("gpu1", HOST).hcas == "auto" and settings("gpu1", HOST).roce_traffic_class is None
+    for hcas in ("mlx5_0", "mlx5_0:1,mlx5_1", "mlx5_0, mlx5_bond_0:1", False):
+        assert settings("gpu1", {**HOST, "hcas": hcas}).hcas == hcas
+    assert settings("gpu1", {**HOST, "roce_traffic_class": 0}).roce_traffic_class == 0
+
+
 def test_a_driver_is_a_branch_a_version_or_left_alone():
     assert settings("gpu1", HOST).driver == "auto"
     assert settings("gpu1", {**HOST, "driver": 595}).driver == "595"  # of --data driver=595
@@ -107,6 +114,12 @@ def test_address_is_where_ssh_finds_the_host_unless_it_is_set():
         ),
         ({"driver": True}, "driver is True: must be a branch or a version, in quotes, or auto, or False"),
         ({"driver_source": "debian"}, "driver_source is 'debian': must be one of auto, nvidia, ubuntu"),
+        ({"hcas": "^mlx5_2"}, "hcas is '^mlx5_2': must be names as mlx5_0,mlx5_1:1, or auto, or False"),
+        ({"hcas": True}, "hcas is True: must be names as mlx5_0,mlx5_1:1, or auto, or False"),
+        ({"hcas": ""}, "hcas is '': must be names as mlx5_0,mlx5_1:1, or auto, or False"),
+        ({"hcas": "=mlx5_0"}, "hcas is '=mlx5_0': must be names as mlx5_0,mlx5_1:1, or auto, or False"),
+        ({"roce_traffic_class": 256}, "roce_traffic_class is 256: must be a whole number from 0 to 255"),
+        ({"roce_traffic_class": True}, "roce_traffic_class is True: must be a whole number from 0 to 255"),
         ({"vllm_env": ["A=1"]}, "vllm_env is ['A=1']: must be a dictionary"),
     ],
 )

@@ -13,6 +13,7 @@ from models.plan import Plan, Replica
 from models.weights import stored_bytes
 from roles import doctor, gateway, runtime, weights
 
+from . import fabric
 from .cluster import Cluster, gateways_of, of_host, plans_of, reached
 from .settings import Settings
 
@@ -29,6 +30,7 @@ def expected(name: str) -> doctor.Expected:
     its = None if isinstance(made, str) else of_host(made, name)
     mine = its.on(name) if its else []
     first = name == cluster.control.name
+    told, untold = fabric.told(name, own, alone=len(cluster.hosts) == 1)
     path = own.weights_path or (weights.path(its.model) if its else "")
     return doctor.Expected(
         address=own.address,
@@ -43,6 +45,8 @@ def expected(name: str) -> doctor.Expected:
         peers=_peers(name),
         replicas=[replica.name for replica in mine],
         plan="; ".join(map(_described, made)) if first and not isinstance(made, str) else "",
+        nccl=told,
+        no_nccl=untold,
         no_plan=made if first and isinstance(made, str) else "",
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import cache
 from threading import RLock
 
-from pyinfra import host, state
+from pyinfra import host, inventory, state
 
 from roles import nccl
 
@@ -25,6 +25,19 @@ def wanted() -> nccl.Wanted | None:
         host.get_fact(nccl.Look, address=own.address, _ignore_errors=True)  # each its own, side by side
     with _once:
         return _wanted().get(host.name)
+
+
+def told(name: str, own: Settings, alone: bool) -> tuple[str, str]:
+    """(what is to be in its file, as the host is now; or why nothing can be), for the doctor."""
+    if not _provided(own):
+        return "", ""
+    on = inventory.get_host(name)
+    seen = on.get_fact(nccl.Look, address=own.address, _ignore_errors=True)
+    if seen is None:
+        return "", ""
+    its = _asked(own, alone)
+    wrong = nccl.problems(seen, its)
+    return ("", "; ".join(wrong)) if wrong else (nccl.wanted(seen, its).conf, "")
 
 
 @cache

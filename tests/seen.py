@@ -55,6 +55,9 @@ _ROCE = {**_IB, "link_layer": "Ethernet",
          "gids": [["0000:0000:0000:0000:0000:ffff:0a00:0001", "RoCE v2"]]}  # fmt: skip
 
 
+_NCCL = "NCCL_SOCKET_IFNAME==eth1\nNCCL_IB_HCA==mlx5_0:1\n"
+
+
 def seen(number: int) -> dict[str, Any]:
     """What there is to see on a healthy node with two GPUs, address 10.0.0.NUMBER."""
     address = f"10.0.0.{number}"
@@ -62,6 +65,7 @@ def seen(number: int) -> dict[str, Any]:
     return copy.deepcopy({
         "os": 'PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\nVERSION_ID="12"\nID=debian\n',
         "host": {"name": f"gpu{number}", "addresses": [address]}, "synchronized": True, "reboot": None,
+        "nccl": _NCCL,
         "services": "Id=nvidia-fabricmanager.service\nLoadState=loaded\nActiveState=active\n\n"
                     "Id=ufw.service\nLoadState=not-found\nActiveState=inactive\n\n"
                     "Id=unattended-upgrades.service\nLoadState=loaded\nActiveState=active\n",
@@ -100,7 +104,8 @@ def expected(number: int, **other: Any) -> Expected:
         "address": f"10.0.0.{number}", "gpus": 2, "gpu": "H100", "cuda": "13.0.96",
         "environment": "/opt/rackserve/runtime/cuda-0", "ports": [(8000, 8000), (20000, 20999)],
         "weights": WEIGHTS, "weights_bytes": 140 * GiB, "peers": {f"gpu{3 - number}": f"10.0.0.{3 - number}"},
-        "replicas": ["replica-0"], "plan": "llama: 1 replica, TP 2 x PP 2" if number == 1 else "", **other,
+        "nccl": _NCCL, "replicas": ["replica-0"],
+        "plan": "llama: 1 replica, TP 2 x PP 2" if number == 1 else "", **other,
     })  # fmt: skip
 
 

@@ -81,6 +81,8 @@ BROKEN = {
     "kernel.numa": (set_to("numa_balancing", "1\n"), "warn", "1"),
     "memory.cache": (set_to("meminfo", "MemTotal: 50000000 kB\n"), "warn", "of weights"),
     "memory.killed": (set_to("kernel", KILLED), "warn", "Killed process 812 (VLLM::Worker)"),
+    "nccl.hcas": (set_to("nccl", "NCCL_SOCKET_IFNAME==eth1\nNCCL_IB_HCA==mlx5_4:1\n"), "warn",
+                  "not told NCCL_IB_HCA==mlx5_0:1, but NCCL_IB_HCA==mlx5_4:1"),
     "net.address": (set_to("net", None), "fail", "no interface has 10.0.0.2"),
     "net.errors": (set_to("net rx_errors", 10**6), "warn", "1000000 errors"),
     "net.path": (set_to("peers 10.0.0.1", [True, False]), "fail", "9000 bytes do not reach gpu1"),
@@ -267,3 +269,28 @@ def test_the_registry_can_be_listed_and_each_row_is_whole():
     assert {row["id"] for row in rows} == set(CHECKS) and len(rows) >= 40
     for row in rows:
         assert set(row) == {"id", "title", "looks_at", "fix", "reference"} and all(row.values())
+
+
+@pytest.mark.parametrize(("change", "status", "words"), [
+    (promised(no_nccl="hcas: mlx5_9 is not there; there are: none"), "fail", "mlx5_9 is not there"),
+    (promised(nccl="NCCL_IB_HCA==mlx5_0:1,mlx5_1\n"), "warn", "not told NCCL_IB_HCA==mlx5_0:1,mlx5_1"),
+    (set_to(IB + "state", "1: DOWN"), "fail", "mlx5_0:1 of mlx5_0:1 is down"),
+    (set_to("nccl", None), "warn", "not told NCCL_SOCKET_IFNAME==eth1 NCCL_IB_HCA==mlx5_0:1"),
+])  # fmt: skip
+def test_what_nccl_is_told_is_compared_with_what_is_there(change, status, words):
+    (found,) = [one for one in examine(broken(change)) if one.id == "nccl.hcas" and one.host == "gpu2"]
+    assert found.status == status and words in found.evidence and found.fix
+
+
+def test_a_link_of_several_that_is_down_is_what_nccl_goes_without():
+    hcas = "NCCL_IB_HCA==mlx5_0:1,mlx5_1\n"
+    _, two = broken(promised(nccl=hcas))
+    two.seen.update(nccl=hcas)
+    assert [f.status for f in examine([two]) if f.id == "nccl.hcas"] == ["pass"]
+    two.seen["infiniband"]["mlx5_1/1"]["state"] = "1: DOWN"
+    (found,) = [f for f in examine([two]) if f.id == "nccl.hcas"]
+    assert (found.status, found.evidence) == ("warn", "mlx5_1 of mlx5_0:1, mlx5_1 is down: NCCL goes without")
+
+
+def test_of_a_host_that_serves_without_gpus_nothing_is_said_of_nccl():
+    assert [found for found in examine(healthy(nccl="")) if found.id == "nccl.hcas"] == []

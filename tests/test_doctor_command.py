@@ -64,6 +64,23 @@ def test_the_table_says_what_fails_first_once_for_all_its_hosts(answering):
     assert " pass on 2 hosts" in lines[-1]
 
 
+@pytest.mark.parametrize(("hcas", "status", "words"), [
+    ("auto", "warn", "NCCL_IB_HCA==mlx5_7:1, but NCCL_IB_HCA==mlx5_0:1"),
+    (False, "warn", "NCCL_IB_DISABLE=1"),
+    ("mlx5_7", "warn", "NCCL_IB_HCA==mlx5_7, but"), ("mlx5_0", "fail", "mlx5_0 is not there"),
+])  # fmt: skip
+def test_what_nccl_is_told_is_compared_with_what_provision_would_tell(answering, hcas, status, words):
+    port = "port|mlx5_7|1|4: ACTIVE|InfiniBand|400 Gb/sec (4X NDR)|1: CA|/sys/devices/x|0|ib0|"
+    says = {
+        "python3 -I -c": json.dumps(seen(1)),
+        "echo fabric": [port, "kernel|6.8.0", "interface|2: eth1    inet 10.0.0.1/24", "fabric"],
+    }
+    inventory = answering({1: None}, fake_responses=says, runtime="cuda", hcas=hcas)
+    rows = json.loads(rackserve("doctor", "--json", "-i", inventory).stdout)
+    (row,) = [row for row in rows if row["id"] == "nccl.hcas"]
+    assert row["status"] == status and words in row["evidence"] and "{" not in row["fix"]
+
+
 def test_a_host_that_cannot_be_asked_is_a_result(answering):
     done = rackserve("doctor", "--json", "-i", answering({1: seen(1), 2: None}))
     rows = {row["id"]: row for row in json.loads(done.stdout) if row["host"] == "@fake/gpu2"}

@@ -52,6 +52,8 @@ class Expected:
     weights_bytes: int = 0
     peers: Mapping[str, str] = field(default_factory=dict)  # {name: address} of hosts to say hello to
     replicas: Sequence[str] = ()
+    nccl: str = ""  # what is to be in /etc/nccl.conf, as the node is now
+    no_nccl: str = ""  # or why nothing can be
     plan: str = ""  # of the whole cluster; said once, of its control host
     no_plan: str = ""  # or why there is none
 

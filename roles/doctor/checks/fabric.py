@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 from ..check import Host, Verdict, check, failed, passed, warned
 
 #: Source validation and the redirects of the ACS control register: each sends a transfer between
@@ -115,3 +118,37 @@ def gid(host: Host) -> Verdict | None:
         return None
     without = [name for name, port in sorted(roce.items()) if not any(map(_is_v2, port["gids"]))]
     return failed(f"none on {', '.join(without)}") if without else passed(f"on {', '.join(sorted(roce))}")
+
+
+@check(
+    "nccl.hcas",
+    "NCCL is told the HCAs that are up, and the interface",
+    looks_at="/etc/nccl.conf, /sys/class/infiniband, the PCI bus",
+    fix="rackserve deploy provision; it counts from the next start of a replica",
+    reference="docs/fabric.md",
+    gpus_only=True,
+)
+def told(host: Host) -> Verdict | None:
+    if host.expected.no_nccl:
+        return failed(host.expected.no_nccl, "correct the inventory; {host} has what is said here")
+    if not host.expected.nccl:
+        return None
+    now, due = ((host.seen or {}).get("nccl") or "").splitlines(), host.expected.nccl.splitlines()
+    lacks = [line for line in due if line not in now and not line.startswith("#")]
+    if lacks:
+        there = [line for line in now if line not in due and not line.startswith("#")]
+        return warned(f"it is not told {' '.join(lacks)}{', but ' if there else ''}{' '.join(there)}")
+    named = re.findall(r"(?m)^NCCL_IB_HCA==(.*)", host.expected.nccl)
+    words = named[0].split(",") if named else []
+    states = {name.replace("/", ":"): port["state"] for name, port in host.get("infiniband").items()}
+    down = [word for word in words if not any("ACTIVE" in states[name] for name in _ports(word, states))]
+    if down:
+        verdict = failed if len(down) == len(words) else warned
+        return verdict(f"{', '.join(down)} of {', '.join(words)} is down: NCCL goes without",
+                       "ibstat on {host}; check the cable and the switch")  # fmt: skip
+    return passed(", ".join(words) or "no HCA, TCP")
+
+
+def _ports(word: str, names: Iterable[str]) -> list[str]:
+    """Those that NCCL means by it: mlx5_0:1, or all of mlx5_0."""
+    return [name for name in names if word in (name, name.partition(":")[0])]

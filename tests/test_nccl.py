@@ -108,6 +108,13 @@ def test_infiniband_comes_before_ethernet_and_is_not_mixed_with_it():
     assert "mlx5_0:1" not in told(seen)[1] and "mlx5_1:1" in told(seen)[1]
 
 
+def test_infiniband_that_is_storages_leaves_the_ethernet_beside_the_gpus():
+    compute = [roce(port.hca, port.device) for port in COMPUTE]
+    assert told(host(*compute, *STORAGE, gpus=GPUS))[1] == f"NCCL_IB_HCA=={EIGHT}"
+    management = roce("mlx5_0", rooted(2))
+    assert told(host(management, STORAGE[1], gpus=(rooted(3),)))[1] == "NCCL_IB_HCA==mlx5_9:1"
+
+
 def test_of_ethernet_those_with_a_roce_v2_address_and_the_traffic_class_of_the_inventory():
     there, device = roce("mlx5_0", behind(1, 6)), behind(1, 7)
     seen = host(there, Port("mlx5_1", link=ETHERNET, device=device), gpus=GPUS)

@@ -212,8 +212,14 @@ def _chosen(seen: Seen, asked: Asked) -> list[Port]:
         return [port for port in seen.ports if port.usable and any(map(port.is_called, asked.names))]
     told = _read(_split(seen.conf)[0]).get("NCCL_IB_HCA", "").lstrip("=").split(",")
     ports = [port for port in seen.ports if port.usable or (not port.up and port.name in told)]
-    links = {port.link for port in ports}
-    return _near([port for port in ports if port.link == INFINIBAND or INFINIBAND not in links], seen.gpus)
+    kind = _kind(ports, seen.gpus)
+    return _near([port for port in ports if port.link == kind], seen.gpus)
+
+
+def _kind(ports: list[Port], gpus: Sequence[Device]) -> str:
+    """InfiniBand where there is any; but where only Ethernet is on a switch with a GPU it is storage's."""
+    beside = {port.link for port in ports for gpu in gpus if _distance(gpu, port.device) == SWITCH}
+    return INFINIBAND if INFINIBAND in (beside or {port.link for port in ports}) else ETHERNET
 
 
 def _near(ports: list[Port], gpus: Sequence[Device]) -> list[Port]:

@@ -82,7 +82,7 @@ BROKEN = {
     "memory.cache": (set_to("meminfo", "MemTotal: 50000000 kB\n"), "warn", "of weights"),
     "memory.killed": (set_to("kernel", KILLED), "warn", "Killed process 812 (VLLM::Worker)"),
     "nccl.hcas": (set_to("nccl", "NCCL_SOCKET_IFNAME==eth1\nNCCL_IB_HCA==mlx5_4:1\n"), "warn",
-                  "not told NCCL_IB_HCA==mlx5_0:1, but NCCL_IB_HCA==mlx5_4:1"),
+                  "not told NCCL_IB_HCA==mlx5_0:1, told NCCL_IB_HCA==mlx5_4:1"),
     "net.address": (set_to("net", None), "fail", "no interface has 10.0.0.2"),
     "net.errors": (set_to("net rx_errors", 10**6), "warn", "1000000 errors"),
     "net.path": (set_to("peers 10.0.0.1", [True, False]), "fail", "9000 bytes do not reach gpu1"),
@@ -274,6 +274,7 @@ def test_the_registry_can_be_listed_and_each_row_is_whole():
 @pytest.mark.parametrize(("change", "status", "words"), [
     (promised(no_nccl="hcas: mlx5_9 is not there; there are: none"), "fail", "mlx5_9 is not there"),
     (promised(nccl="NCCL_IB_HCA==mlx5_0:1,mlx5_1\n"), "warn", "not told NCCL_IB_HCA==mlx5_0:1,mlx5_1"),
+    (promised(nccl="NCCL_SOCKET_IFNAME==eth1\n"), "warn", "told NCCL_IB_HCA==mlx5_0:1"),
     (set_to(IB + "state", "1: DOWN"), "fail", "mlx5_0:1 of mlx5_0:1 is down"),
     (set_to("nccl", None), "warn", "not told NCCL_SOCKET_IFNAME==eth1 NCCL_IB_HCA==mlx5_0:1"),
 ])  # fmt: skip

@@ -65,9 +65,9 @@ def test_the_table_says_what_fails_first_once_for_all_its_hosts(answering):
 
 
 @pytest.mark.parametrize(("hcas", "status", "words"), [
-    ("auto", "warn", "NCCL_IB_HCA==mlx5_7:1, but NCCL_IB_HCA==mlx5_0:1"),
+    ("auto", "warn", "NCCL_IB_HCA==mlx5_7:1, told NCCL_IB_HCA==mlx5_0:1"),
     (False, "warn", "NCCL_IB_DISABLE=1"),
-    ("mlx5_7", "warn", "NCCL_IB_HCA==mlx5_7, but"), ("mlx5_0", "fail", "mlx5_0 is not there"),
+    ("mlx5_7", "warn", "NCCL_IB_HCA==mlx5_7, told"), ("mlx5_0", "fail", "mlx5_0 is not there"),
 ])  # fmt: skip
 def test_what_nccl_is_told_is_compared_with_what_provision_would_tell(answering, hcas, status, words):
     port = "port|mlx5_7|1|4: ACTIVE|InfiniBand|400 Gb/sec (4X NDR)|1: CA|/sys/devices/x|0|ib0|"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from ..check import Host, Verdict, check, failed, passed, warned
 
@@ -130,14 +130,14 @@ def gid(host: Host) -> Verdict | None:
 )
 def told(host: Host) -> Verdict | None:
     if host.expected.no_nccl:
-        return failed(host.expected.no_nccl, "correct the inventory; {host} has what is said here")
+        return failed(host.expected.no_nccl, "correct the inventory, or {host}")
     if not host.expected.nccl:
         return None
     now, due = ((host.seen or {}).get("nccl") or "").splitlines(), host.expected.nccl.splitlines()
-    lacks = [line for line in due if line not in now and not line.startswith("#")]
-    if lacks:
-        there = [line for line in now if line not in due and not line.startswith("#")]
-        return warned(f"it is not told {' '.join(lacks)}{', but ' if there else ''}{' '.join(there)}")
+    lacks, stale = _missing(due, now), _missing(now, due)
+    if lacks or stale:
+        said = [f"not told {lacks}"] if lacks else []
+        return warned(", ".join([*said, *([f"told {stale}"] if stale else [])]))
     named = re.findall(r"(?m)^NCCL_IB_HCA==(.*)", host.expected.nccl)
     words = named[0].split(",") if named else []
     states = {name.replace("/", ":"): port["state"] for name, port in host.get("infiniband").items()}
@@ -147,6 +147,10 @@ def told(host: Host) -> Verdict | None:
         return verdict(f"{', '.join(down)} of {', '.join(words)} is down: NCCL goes without",
                        "ibstat on {host}; check the cable and the switch")  # fmt: skip
     return passed(", ".join(words) or "no HCA, TCP")
+
+
+def _missing(lines: Sequence[str], there: Sequence[str]) -> str:
+    return " ".join(line for line in lines if line not in there and not line.startswith("#"))
 
 
 def _ports(word: str, names: Iterable[str]) -> list[str]:

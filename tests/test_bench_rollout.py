@@ -102,7 +102,8 @@ LISTED = """\
 18 rackserve-replica-1-vllm.service /opt/env/bin/python3\t/opt/env/bin/vllm\tserve\t--config\t/etc/x
 19 rackserve-replica-1-vllm.service VLLM::EngineCore
 20 rackserve-replica-1-vllm.service /opt/env/bin/python\t-m\tthing.run
-21 rackserve-replica-1-vllm.service\x20
+21 rackserve-replica-1-vllm.service /opt/env/bin/python\t-c\tfrom multiprocessing.forkserver import main;main(7)
+22 rackserve-replica-1-vllm.service\x20
 """
 
 
@@ -110,6 +111,7 @@ def test_processes_of_a_kind_are_one_kind_and_have_a_name_that_says_what_they_ar
     assert kinds(list(parsed(LISTED, "replica-1"))) == [
         "gang: gang.py", "ray: ray", "ray: gcs_server", "ray: dashboard/agent.py",
         "ray: ray::RayWorkerWrapper", "ray: ray::IDLE", "vllm: vllm", faults.ENGINE, "vllm: thing.run",
+        "vllm: multiprocessing.forkserver",
     ]  # fmt: skip
 
 

@@ -48,6 +48,8 @@ def named(words: Sequence[str]) -> str:
     for before, word in zip(["", *words], words, strict=False):
         if before == "-m":
             return word
+        if before == "-c":  # Python's own helpers, told the number of a pipe
+            return word.removeprefix("from ").split()[0]
         path = PurePath(word)
         if not word.startswith("-") and not path.name.startswith(("python", "env")):
             return "/".join(path.parts[-2:]) if path.name in _PLAIN else path.name

@@ -102,7 +102,7 @@ LISTED = """\
 18 rackserve-replica-1-vllm.service /opt/env/bin/python3\t/opt/env/bin/vllm\tserve\t--config\t/etc/x
 19 rackserve-replica-1-vllm.service VLLM::EngineCore
 20 rackserve-replica-1-vllm.service /opt/env/bin/python\t-m\tthing.run
-21 rackserve-replica-1-vllm.service /opt/env/bin/python\t-c\tfrom multiprocessing.forkserver import main;main(7)
+21 rackserve-replica-1-vllm.service /opt/bin/python\t-c\tfrom multiprocessing.forkserver import x;x(7)
 22 rackserve-replica-1-vllm.service\x20
 """
 

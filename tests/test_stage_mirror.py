@@ -297,6 +297,13 @@ def test_a_folder_that_changed_since_it_was_resolved_is_not_taken(node, carried)
     assert "is not what was resolved before" in node.refused("fetch", said=said, commit=commit)
 
 
+def test_a_folder_with_a_link_to_a_folder_is_refused_for_its_files_would_be_missing(node, carried, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (carried / "more").symlink_to(tmp_path / "elsewhere")
+    said = node.refused("resolve", said={"mirror": str(carried)})
+    assert said == (f"the mirror {carried}: more is a link to a folder; copy with links followed (rsync -L)")
+
+
 def test_a_folder_whose_links_lead_nowhere_says_how_to_copy_it(node, carried):
     (carried / SHARD).resolve().unlink()
     said = node.refused("resolve", said={"mirror": str(carried)})

@@ -181,10 +181,14 @@ class Snapshot(Mirror):
                 raise StageError(f"{self}: {name} is a link to nothing; copy with links followed (rsync -L)")
             return name, {"size": path.stat().st_size, "sha256": snapshots.sha256(path)}
 
-        found = (path for path in self.root.rglob("*") if not path.is_dir())
-        names = sorted(path.relative_to(self.root).as_posix() for path in found)
+        there = {path.relative_to(self.root).as_posix(): path for path in self.root.rglob("*")}
+        ours = {name: path for name, path in there.items() if not re.search(r"(^|/)\.", name)}
+        if linked := [name for name, path in ours.items() if path.is_symlink() and path.is_dir()]:
+            raise StageError(
+                f"{self}: {min(linked)} is a link to a folder; copy with links followed (rsync -L)"
+            )
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return dict(pool.map(entry, [name for name in names if not re.search(r"(^|/)\.", name)]))
+            return dict(pool.map(entry, sorted(name for name, path in ours.items() if not path.is_dir())))
 
 
 def passing(error: Exception) -> bool:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import requests
 
-import models
 from scripts.report.against import CACHE
 from tests.lab.node import Node
 from tests.lab.shell import wait_until
@@ -192,19 +191,6 @@ def test_teardown_leaves_the_nodes_as_they_were_before_serve(lab: list[Node]) ->
     for node, before in zip(lab, seen["before serve"], strict=True):
         assert belongings(node) ^ before == set()
     assert pyinfra("teardown").changed == NOTHING
-
-
-def test_a_model_of_the_hub_is_staged_and_served_by_its_repository(lab: list[Node]) -> None:
-    own = models.get("tiny-llama")
-    said = {"vllm_args": dict(own.arguments), "vllm_env": dict(own.environment)}
-    for deploy in ("stage_weights", "serve"):
-        outcome = pyinfra(deploy, model=own.repository, tensor_parallel=1, pipeline_parallel=2, **said)
-        assert outcome.code == 0, outcome.said
-    assert all(greedy(lab[0]))
-    assert "tiny-llama" in rackserve("status", "-i", "lab").said
-    again = pyinfra("serve", model=own.repository, tensor_parallel=1, pipeline_parallel=2, **said)
-    assert (again.code, again.changed) == (0, NOTHING), again.said
-    assert pyinfra("teardown").code == 0
 
 
 def planned_kv(tp: int, pp: int) -> int:

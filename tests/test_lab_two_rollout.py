@@ -69,7 +69,12 @@ def running(node: Node) -> list[str]:
 
 
 def all_well(node: Node) -> bool:
-    return [(one["in"], one["status"]) for one in states(node)] == [(True, "UP")] * 2
+    return all(one["in"] for one in states(node)) and up(node) == ["replica-0", "replica-1"]
+
+
+def up(node: Node) -> list[str]:
+    """Also one that is `UP 1/3`: a check was late, on a busy machine."""
+    return [one["name"] for one in states(node) if one["status"].split()[0] == "UP"]
 
 
 def test_a_rollout_whose_controller_is_killed_is_finished_by_the_next_and_two_at_once_are_refused(
@@ -158,9 +163,7 @@ def test_another_model_comes_to_the_gateway_and_each_is_found_by_its_name(
     started = unit_starts(lab[0])
     done = rollout(several)
     assert done.code == 0 and unit_starts(lab[0]) == started, done.said
-    assert {one["name"]: one["status"] for one in states(lab[0])} == dict.fromkeys(
-        ["replica-0", "replica-1", "replica-1000"], "UP"
-    )
+    assert up(lab[0]) == ["replica-0", "replica-1", "replica-1000"]
     for model in (TWO["model"], OTHER):
         said = rackserve("chat", "--model", model, "--max-tokens", "4", "-i", several, "Hello")
         assert said.code == 0, said.said
@@ -179,7 +182,7 @@ def test_a_node_is_rebooted_where_one_is_due_while_its_replica_is_out_and_no_oth
     done = rollout(several, reboot="due")
     assert done.code == 0 and "replica-1000: " in done.said and "node2 rebooted" in done.said, done.said
     assert lab[1].sudo(BOOT) != boot and unit_starts(lab[0]) == started
-    assert [one["status"] for one in states(lab[0])] == ["UP"] * 3
+    assert up(lab[0]) == ["replica-0", "replica-1", "replica-1000"]
 
 
 def test_a_node_that_is_to_serve_no_more_is_drained_and_the_others_are_not_touched(

@@ -137,14 +137,12 @@ def rollout(
     names = [release.replica for release in wanted]
     if only is not None and only not in names:
         raise InventoryError(f"no replica {only}; there are: {', '.join(names)}")
-    steps = [
-        Step(release, old, boots)
+    chosen = [
+        Step(release, old := found.get(release.replica), _among(reboot, release, old))
         for release in wanted
         if only in (None, release.replica)
-        for old in [found.get(release.replica)]
-        for boots in [_among(reboot, release, old)]
-        if boots or _differs(release, old)
     ]
+    steps = [step for step in chosen if step.reboot or _differs(step.new, step.old)]
     for step in steps if only else ():
         beside = [name for name, seen in found.items() if name != only and {*seen.hosts} & {*step.reboot}]
         if beside:

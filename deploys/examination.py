@@ -14,7 +14,8 @@ from models.weights import stored_bytes
 from roles import doctor, gateway, runtime, weights
 
 from . import fabric
-from .cluster import Cluster, gateways_of, of_host, plans_of, reached
+from .cluster import Cluster, gateways_of, reached
+from .planning import of_host, plans_of
 from .settings import Settings
 
 #: Echo requests go to so many of the hosts that follow in the inventory.

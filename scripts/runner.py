@@ -44,8 +44,8 @@ def deploy_path(name: str) -> str:
 
 #: Modules of deploys/ that playbooks share, and what other commands run.
 NOT_PLAYBOOKS = (
-    "cluster", "doctor", "drivers", "examination", "fabric", "history", "journals", "releasing", "replacing",
-    "settings", "snapshots", "units", "unlock",
+    "cluster", "doctor", "drivers", "examination", "fabric", "history", "journals", "planning", "releasing",
+    "replacing", "settings", "snapshots", "units", "unlock",
 )  # fmt: skip
 
 
@@ -251,7 +251,8 @@ def read_inventory(path: str, model: str | None = None) -> tuple[Any, Any, Any]:
     from pyinfra_cli.exceptions import CliError, UnexpectedExternalError
     from pyinfra_cli.inventory import make_inventory
 
-    from deploys.cluster import read, request_of
+    from deploys.cluster import read
+    from deploys.planning import request_of
     from deploys.settings import pools
 
     try:

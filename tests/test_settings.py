@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 import models
-from deploys.cluster import Cluster, model_of, of_host, plan_of, plans_of, request_of
+from deploys.cluster import Cluster
+from deploys.planning import model_of, of_host, plan_of, plans_of, request_of
 from deploys.settings import Settings, check_names, check_same, check_typos, pools, settings
 from models import source
 from models.errors import InventoryError
@@ -237,6 +238,10 @@ def test_replicas_of_each_model_have_numbers_of_their_own():
         ["replica-0", "replica-1"], ["replica-1000", "replica-1001"],
     ]  # fmt: skip
     assert [its.hosts for its in made] == [("gpu0", "gpu1"), ("gpu2", "gpu3")]
+    with pytest.raises(
+        InventoryError, match="^gpu4: no model, as others have: set it for the group, or gpus=0"
+    ):
+        plans_of(Cluster(control, {**hosts, "gpu4": settings("gpu4", {"address": "10.0.0.9"})}))
     assert of_host(made, "gpu3") == made[1] and of_host(made, "elsewhere") == made[0]
 
 

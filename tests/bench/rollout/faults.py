@@ -17,7 +17,7 @@ from tests.bench.rollout.under import SHOWN, Under, counts, judged
 from tests.lab.node import Node
 from tests.lab.shell import LabError, wait_until
 
-USERS = 32
+USERS = 16
 BEFORE = 10  # seconds of load before the harm
 AWAY = 45  # seconds that a node has no power, or no link
 STILL = 40.0  # seconds that a replica must stay up to be back: what is broken shows by then

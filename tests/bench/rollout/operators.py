@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,13 @@ from tests.bench.rollout.cases import Case, Row, rows_of
 from tests.bench.rollout.layouts import VERSIONS, Served
 from tests.bench.rollout.rolling import unsettled
 from tests.bench.rollout.under import SHOWN, USERS, Under, at_drains, counts, judged, lost
+from tests.lab.shell import LabError
 from tests.lab.testing import REPOSITORY
 
 POINTS = 10
-USUAL = 240.0  # seconds of a rollout, where none was measured yet
+FEW = 8  # users for each replica: where a rollout is run eleven times, it should be a short one
+WATCH = ["--watch", "10"]
+UNDISTURBED = "undisturbed"
 
 #: Every file of the replicas, the gateways and their units, and how these are; what two versions differ in
 #: is one letter, and a release's id says no more.
@@ -34,9 +38,30 @@ _STATE = (
 
 
 def killed(served: Served) -> dict[str, Case]:
-    """Ten rollouts, each killed at a random point and run again. The points are the same each time."""
+    """One rollout that nobody disturbs; then ten, each killed at a random point of its time and run again.
+
+    The points are the same each time.
+    """
     chance = random.Random(1)
-    return {f"point {number}": _killed(served, chance.random()) for number in range(POINTS)}
+    points = {f"point {number}": _killed(served, chance.random()) for number in range(POINTS)}
+    return {UNDISTURBED: partial(_undisturbed, served), **points}
+
+
+def _undisturbed(served: Served, folder: Path) -> Row:
+    to = served.other()
+    served.settle()
+    with _under(served, folder) as under:
+        began = time.time()
+        done = served.run("rollout", *WATCH, **served.version(to))
+        seconds = time.time() - began
+    problems = lost(under.lines) + unsettled(served)
+    if done.code:
+        problems.append(f"exit code {done.code}: {done.said[-200:]}")
+    return judged(problems, **counts(under.lines), seconds=seconds)
+
+
+def _under(served: Served, folder: Path) -> Under:
+    return Under(served, folder, gateway=served.gateways[0], users=FEW * len(served.names))
 
 
 def _killed(served: Served, share: float) -> Case:
@@ -44,12 +69,13 @@ def _killed(served: Served, share: float) -> Case:
         to = served.other()
         before = state(served)
         served.settle()
-        with Under(served, folder, gateway=served.gateways[0], users=USERS * len(served.names)) as under:
-            with started(served, folder, to) as first:
-                time.sleep(share * usual())
+        after = share * undisturbed_seconds()
+        with _under(served, folder) as under:
+            with started(served, folder, to, *WATCH) as first:
+                time.sleep(after)
                 problems = [] if first.poll() is None else ["it had ended before it was to be killed"]
             began = time.time()
-            again = served.run("rollout", **served.version(to))
+            again = served.run("rollout", *WATCH, **served.version(to))
             seconds = time.time() - began
         problems += lost(under.lines) + unsettled(served)
         if again.code:
@@ -63,9 +89,7 @@ def _killed(served: Served, share: float) -> Case:
             "troubled": under.located()[:SHOWN],
             "said": again.said[-2000:],
         }
-        return judged(
-            problems, **counts(under.lines), seconds=seconds, after=share * usual(), details=details
-        )
+        return judged(problems, **counts(under.lines), seconds=seconds, after=after, details=details)
 
     return case
 
@@ -99,12 +123,12 @@ def two(served: Served) -> dict[str, Case]:
 
 
 @contextmanager
-def started(served: Served, folder: Path, to: int) -> Iterator[subprocess.Popen]:
+def started(served: Served, folder: Path, to: int, *words: str) -> Iterator[subprocess.Popen]:
     """A rollout; if it still runs at the end it is killed, with every process of its own."""
-    words = served.command("rollout", **served.version(to))
+    command = served.command("rollout", *words, **served.version(to))
     with (folder / "first.log").open("w") as log:
         process = subprocess.Popen(
-            words, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
     try:
         yield process
@@ -114,10 +138,14 @@ def started(served: Served, folder: Path, to: int) -> Iterator[subprocess.Popen]
         process.wait()
 
 
-def usual() -> float:
-    """Seconds of a rollout of two replicas that nobody disturbs, as measured last."""
-    seconds = [row["seconds"] for row in rows_of("rollout-2") if row["passed"]]
-    return seconds[-1] if seconds else USUAL
+def undisturbed_seconds() -> float:
+    """Of a rollout under the same load."""
+    seconds = [
+        row["seconds"] for row in rows_of("controller-killed") if row["case"] == UNDISTURBED and row["passed"]
+    ]
+    if not seconds:
+        raise LabError("no rollout went undisturbed yet: it is the scenario's first case")
+    return seconds[0]
 
 
 def state(served: Served) -> dict[str, Any]:

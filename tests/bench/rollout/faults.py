@@ -17,7 +17,7 @@ from tests.bench.rollout.under import SHOWN, Under, counts, judged
 from tests.lab.node import Node
 from tests.lab.shell import LabError, wait_until
 
-USERS = 16
+USERS, TOKENS = 8, (500, 700)  # long answers of about a minute
 BEFORE = 10  # seconds of load before the harm
 AWAY = 45  # seconds that a node has no power, or no link
 STILL = 40.0  # seconds that a replica must stay up to be back: what is broken shows by then
@@ -164,7 +164,7 @@ def measured(served: Served, folder: Path, hurt: str, harm: Harm, away: float = 
     """One harm under load through a gateway that is not hurt; `problems` are what the others lost."""
     served.settle()
     gateway = next(node for node in served.gateways if node not in served.members(hurt))
-    with Under(served, folder, gateway=gateway, users=USERS, keep=False) as under:
+    with Under(served, folder, gateway=gateway, users=USERS, keep=False, long=TOKENS) as under:
         time.sleep(BEFORE)
         began = time.time()
         with harm():

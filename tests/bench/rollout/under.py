@@ -11,7 +11,7 @@ from tests.bench.rollout.cases import Row
 from tests.bench.rollout.layouts import MODEL, PORT, Served
 from tests.bench.rollout.watch import Watch
 from tests.lab.node import Node
-from tests.load.driver import Load, in_flight_at, summary, troubled
+from tests.load.driver import LONG, Load, in_flight_at, summary, troubled
 from tests.load.gateway_log import servers
 
 USERS = 24  # for each replica: as many requests at a time
@@ -23,12 +23,15 @@ UNIT = "rackserve-gateway-haproxy"
 class Under:
     """With it, all users ask from the beginning. At its end all have been answered."""
 
-    def __init__(self, served: Served, folder: Path, *, gateway: Node, users: int, keep: bool = True) -> None:
+    def __init__(
+        self, served: Served, folder: Path, *,
+        gateway: Node, users: int, keep: bool = True, long: Sequence[int] = LONG,
+    ) -> None:  # fmt: skip
         self.served, self.gateway, self.began = served, gateway, time.time()
         self.watch = Watch(gateway, folder / "watch.jsonl", LIMIT)
         self.load = Load(
             folder, f"http://{gateway.address}:{PORT}", served.key, model=MODEL, expected=served.expected,
-            users=users, limit=LIMIT, keep=keep,
+            users=users, limit=LIMIT, keep=keep, long=long,
         )  # fmt: skip
 
     def __enter__(self) -> Under:

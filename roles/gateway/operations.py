@@ -13,10 +13,10 @@ from pyinfra import host, state
 from pyinfra.api import FactBase, OperationError, QuoteString, StringCommand, operation
 
 from roles import remote, service
-from roles.units.facts import RUNS, timestamp
+from roles.units.facts import OURS, RUNS, InstalledUnits, timestamp
 
 from .config import Server
-from .judge import judge
+from .judge import judge, told
 
 UNIT = service.unit("gateway", "haproxy")
 CONFIG = f"{service.folder('gateway')}/haproxy.cfg"
@@ -33,6 +33,13 @@ _WRITE = (
     'mkdir -p "$(dirname "$1")" && cat > "$1.new" && { command -v haproxy >/dev/null'
     ' || { echo "haproxy is not installed: run provision" >&2; false; }; }'
     ' && haproxy -c -q -f "$1.new" && chmod 644 "$1.new" && mv "$1.new" "$1"'
+)
+
+#: SIGUSR1 has HAProxy stop to listen, and end when its last answer has. $1 folder, $2 unit.
+_DROP_IN = f"/run/systemd/system/{UNIT}.d"
+_END = (
+    'mkdir -p "$1" && printf "[Service]\\nRestart=no\\nKillSignal=SIGUSR1\\nTimeoutStopSec=infinity\\n"'
+    ' > "$1/end.conf" && systemctl daemon-reload && systemctl stop --no-block "$2"'
 )
 
 
@@ -121,6 +128,30 @@ def drained(
 
 
 @operation()
+def ended(timeout: float, cut: bool = False) -> Iterator[StringCommand]:
+    """The gateway here takes no more requests, and has ended with the last of its answers.
+
+    The host fails when that takes longer than `timeout` seconds, and what is left goes on; or is `cut`.
+    """
+    if UNIT not in host.get_fact(InstalledUnits, pattern=OURS):
+        host.noop(f"no {UNIT} here")
+        return
+    yield StringCommand("sh", "-c", QuoteString(_END), "sh", _DROP_IN, UNIT)
+    if state.is_executing and not _gone(timeout):
+        if not cut:
+            yield remote.failure(
+                host,
+                f"the gateway here still answers after {timeout:.0f} s: it takes no more requests and ends"
+                " with the last of these; then run again. --data drain_timeout=SECONDS waits longer,"
+                " --data cut=True cuts them",
+            )
+            return
+        yield StringCommand("systemctl", "kill", "--signal=KILL", UNIT)
+    yield StringCommand("rm", "-r", _DROP_IN)
+    yield StringCommand("systemctl", "daemon-reload")
+
+
+@operation()
 def enough(besides: Sequence[str], others: Sequence[str], anyway: bool = False) -> Iterator[StringCommand]:
     """All `others` answer, so that those `besides` them may be taken out; changes nothing.
 
@@ -170,7 +201,9 @@ def watched(
             one, alike = windows[name], [other for other in windows if models[other] == models[name]]
             if problem := judge(name, {other: windows[other] for other in alike}):
                 otherwise(name, problem)
-            host.log(f"{name}: {one['requests']} requests, {one['errors']} failed: {problem or 'well'}")
+            host.log(
+                f"{name}: {one['requests']} requests, {one['errors']} failed{told(one)}: {problem or 'well'}"
+            )
     host.noop("watched")
 
 
@@ -207,6 +240,19 @@ def _await(replica: str, timeout: float) -> str | None:
             return None
         if time.monotonic() > until:
             return f"{replica} still answers {left} requests after {timeout:.0f} s"
+        time.sleep(INTERVAL)
+
+
+def _gone(timeout: float) -> bool:
+    """Whether the gateway's unit ends in so many seconds."""
+    until = time.monotonic() + timeout
+    while True:
+        words = ("systemctl", "show", "--property=ActiveState", "--value", UNIT)
+        _, out, _ = remote.run(host, *words, **remote.arguments(host))
+        if out.strip() in ("inactive", "failed"):
+            return True
+        if time.monotonic() > until:
+            return False
         time.sleep(INTERVAL)
 
 

@@ -2,9 +2,9 @@
 
     watch.py SECONDS NAME=ADDRESS:PORT...
 
-Prints {name: {"requests", "errors", "first", "next"}} of that time as JSON: what HAProxy sent there and
-what of it failed, and the mean seconds until the first token and from token to token, as vLLM's metrics
-have it; null where nothing was measured.
+Prints {name: {"requests", "errors", "first", "next", "since"}} as JSON: what HAProxy sent there in that
+time and what of it failed; [mean seconds, how many] until the first token and from token to token, as
+vLLM's metrics have it, null where nothing was measured; `since` has these since vLLM started.
 """
 
 import http.client
@@ -21,7 +21,7 @@ def main(seconds, *replicas):
     before = look(where)
     time.sleep(float(seconds))
     after = look(where)
-    print(json.dumps({name: between(before[name], after[name]) for name in where}))
+    print(json.dumps({name: between(before[name], after[name], float(seconds)) for name in where}))
 
 
 def look(where):
@@ -39,7 +39,7 @@ def look(where):
 
 
 def metrics(place):
-    """{latency: (seconds in all, how many)} of the vLLM there; of one that does not say, zeros."""
+    """{latency: (seconds in all, how many)} of the vLLM there, and who waits; zeros if it does not say."""
     connection = http.client.HTTPConnection(*place.split(":"), timeout=10)
     try:
         connection.request("GET", "/metrics")
@@ -49,7 +49,10 @@ def metrics(place):
     finally:
         connection.close()
     return {
-        key: (total(text, f"{name}_sum"), total(text, f"{name}_count")) for key, name in LATENCIES.items()
+        **{
+            key: (total(text, f"{name}_sum"), total(text, f"{name}_count")) for key, name in LATENCIES.items()
+        },
+        "waiting": total(text, "num_requests_waiting"),
     }
 
 
@@ -57,12 +60,23 @@ def total(text, name):
     return sum(map(float, re.findall(rf"(?m)^vllm:{name}{{[^}}]*}} (\S+)$", text)))
 
 
-def between(before, after):
+def between(before, after, lasted):
     window = {key: max(0, after[key] - before[key]) for key in ("requests", "errors")}
+    window["since"] = {key: mean(*after[key]) for key in LATENCIES}
     for key in LATENCIES:
-        seconds, count = (after[key][at] - before[key][at] for at in (0, 1))
-        window[key] = seconds / count if count > 0 else None
-    return window
+        window[key] = mean(*(after[key][at] - before[key][at] for at in (0, 1)))
+    return {**window, "first": queued(window["first"], after["waiting"], lasted)}
+
+
+def mean(seconds, count):
+    return [seconds / count, count] if count > 0 else None
+
+
+def queued(first, waiting, lasted):
+    """The means are of those that had their turn; the last who waits has all the others before it."""
+    average, count = first or (0.0, 0)
+    known = count + waiting
+    return [max(average, waiting * lasted / max(count, 1)), known] if known else None
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ from pyinfra.api.operation import OperationMeta
 
 from roles import service
 
-from .facts import InstalledUnits, Unit
+from .facts import OURS, InstalledUnits, Unit
+
+__all__ = ["OURS", "InstalledUnits", "only", "path", "running"]
 
 path = service.unit_path
 

@@ -10,6 +10,9 @@ from pyinfra.api import FactBase
 #: A unit that loads its configuration anew (Type=notify) answers all the while.
 RUNS = ("active", "reloading")
 
+#: The unit files of everything that serves.
+OURS = "rackserve-*.service"
+
 PROPERTIES = "ActiveState,UnitFileState,NeedDaemonReload,ExecMainStartTimestamp"
 
 

@@ -19,6 +19,7 @@ if on_control() and change:
     releases.begun(name="Say in the history what begins", entry=entry)
 barrier(name="The release of before is on its nodes")
 
+replacing.hand_over(change)
 if change.leaving:
     replacing.retire(change, entry)
 if gateways():  # a run that broke off may have left one out

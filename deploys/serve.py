@@ -40,10 +40,11 @@ if on_control() and change:
     releases.begun(name="Say in the history what begins", entry=entry)
 barrier(name="Every release is on its nodes")
 
+replacing.hand_over(change)
 if change.leaving:
     replacing.retire(change, entry)
 stays = [*change.names, *(["gateway"] if host.name in gateways() else [])]
-units.only(name="Stop what is not planned", pattern="rackserve-*.service", keep=stays)
+units.only(name="Stop what is not planned", pattern=units.OURS, keep=stays)
 replicas.only(name="Remove what is not planned", keep=stays)
 barrier(name="Only planned replicas are left")
 

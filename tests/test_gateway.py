@@ -17,6 +17,7 @@ from roles.gateway import (
     admin,
     drain,
     drained,
+    ended,
     enough,
     operations,
     ready,
@@ -25,8 +26,8 @@ from roles.gateway import (
     watch,
     watched,
 )
-from roles.gateway.operations import CONFIG, Configuration, Loaded, Servers, configured
-from roles.units.facts import timestamp
+from roles.gateway.operations import CONFIG, UNIT, Configuration, Loaded, Servers, configured
+from roles.units.facts import InstalledUnits, timestamp
 from tests.fake_openai import RIGHT
 from tests.lab.shell import wait_until
 from tests.load.driver import Load, in_flight_at, summary, troubled
@@ -184,7 +185,7 @@ def test_what_replicas_do_for_a_while_is_counted_by_haproxy_and_by_vllm(real, mo
     for _ in range(4):
         real.get("/v1/x", **{"X-Session-ID": "a"})
     after = watch.look(where)
-    counted = {name: watch.between(before[name], after[name]) for name in where}
+    counted = {name: watch.between(before[name], after[name], 1) for name in where}
     assert sorted(one["requests"] for one in counted.values()) == [0, 4]
     assert [one["errors"] for one in counted.values()] == [0, 0]
     gone = {"replica-0": "127.0.0.1:9"}
@@ -204,6 +205,19 @@ def answering(monkeypatch, *servers):
     monkeypatch.setattr(operations.remote, "failure", lambda _, problem: problem)
     monkeypatch.setattr(operations, "INTERVAL", 0.01)
     monkeypatch.setattr(operations, "GRACE", 0.1)
+    return told
+
+
+def states(monkeypatch, *names):
+    """How systemd says that the unit is, one after the other."""
+    told = answering(monkeypatch)
+    left = list(names)
+
+    def run(_host, *words, **_):
+        told.append(words)
+        return True, f"{left.pop(0) if len(left) > 1 else left[0]}\n", ""
+
+    monkeypatch.setattr(operations.remote, "run", run)
     return told
 
 
@@ -251,9 +265,11 @@ def test_a_replica_is_let_in_when_the_gateway_sees_it(on_host, monkeypatch):
     assert problems == [problem]
 
 
+WELL = {"requests": 100, "errors": 0, "first": [0.1, 99], "next": [0.01, 999]}
+
+
 def test_who_does_worse_than_the_others_is_named(on_host, monkeypatch):
-    well = {"requests": 100, "errors": 0, "first": 0.1, "next": 0.01}
-    answering(monkeypatch, {"replica-0": {**well, "errors": 50}, "replica-1": well})
+    answering(monkeypatch, {"replica-0": {**WELL, "errors": 50}, "replica-1": WELL})
     problems = {}
     on_host({}, executing=True).yielded(
         watched, replicas=["replica-0"], servers=TWO, seconds=1, otherwise=problems.__setitem__
@@ -262,8 +278,7 @@ def test_who_does_worse_than_the_others_is_named(on_host, monkeypatch):
 
 
 def test_a_replica_is_compared_with_those_of_its_own_model(on_host, monkeypatch):
-    well = {"requests": 100, "errors": 0, "first": 0.1, "next": 0.01}
-    answering(monkeypatch, {"replica-0": {**well, "next": 1.0}, "replica-1": well})
+    answering(monkeypatch, {"replica-0": {**WELL, "next": [1.0, 999]}, "replica-1": WELL})
     problems = {}
     other = [TWO[0], replace(TWO[1], models=("other",))]
     for among in (other, TWO):
@@ -271,6 +286,20 @@ def test_a_replica_is_compared_with_those_of_its_own_model(on_host, monkeypatch)
             watched, replicas=["replica-0"], servers=among, seconds=1, otherwise=problems.__setitem__
         )
         assert bool(problems) == (among is TWO)
+
+
+def test_a_gateway_hands_over_and_ends_with_its_last_answer(on_host, monkeypatch):
+    for left, timeout, cut, last in [
+        (["deactivating", "inactive"], 5, False, "daemon-reload"),
+        (["deactivating"], 0.05, False, "still answers after 0 s"),
+        (["deactivating"], 0.05, True, "daemon-reload"),
+    ]:
+        told = states(monkeypatch, *left)
+        host = on_host({InstalledUnits: [UNIT]}, executing=True)
+        done = host.commands(ended, timeout=timeout, cut=cut)
+        assert "KillSignal=SIGUSR1" in done[0] and "stop --no-block" in done[0] and last in done[-1]
+        assert ("systemctl kill --signal=KILL " + UNIT in done) == cut and told
+    assert on_host({InstalledUnits: []}).commands(ended, timeout=5) == []
 
 
 def test_a_replica_that_is_not_there_is_named(real):

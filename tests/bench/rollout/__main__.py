@@ -32,7 +32,7 @@ SCENARIOS = {
     "rollout-2": Scenario(rolling.rollout, SHARED),
     "does-not-start": Scenario(partial(rolling.unfit, **{"load-format": "tensorizer"}), SHARED),
     "answers-wrongly": Scenario(partial(rolling.unfit, **{"load-format": "dummy"}), SHARED),
-    "too-slow": Scenario(partial(rolling.unfit, **{"max-num-seqs": 1}), SHARED),
+    "too-slow": Scenario(operators.slow, SHARED),
     "controller-killed": Scenario(operators.killed, SHARED),
     "two-operators": Scenario(operators.two, SHARED),
     "rollout-3": Scenario(rolling.rollout, THREE),

@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.bench.rollout.cases import Case, Row, rows_of
 from tests.bench.rollout.layouts import Served
-from tests.bench.rollout.processes import kinds, pid_of, processes
+from tests.bench.rollout.processes import ENGINE, kinds, pid_of, processes
 from tests.bench.rollout.under import SHOWN, Under, counts, judged
 from tests.lab.node import Node
 from tests.lab.shell import LabError, wait_until
@@ -27,7 +27,6 @@ MORE = 15.0  # seconds that a recovery may take besides a cold start
 LONGEST = 600  # seconds that are waited for a recovery
 
 HURT = "replica-1"
-ENGINE = "vllm: VLLM::EngineCore"
 
 #: Does harm when it is entered; leaving it ends the harm, where that does not end by itself.
 Harm = Callable[[], Any]

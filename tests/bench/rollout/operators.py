@@ -17,8 +17,10 @@ from typing import Any
 
 from tests.bench.rollout.cases import Case, Row, rows_of
 from tests.bench.rollout.layouts import VERSIONS, Served
+from tests.bench.rollout.processes import ENGINE, pid_of
 from tests.bench.rollout.rolling import unsettled
 from tests.bench.rollout.under import SHOWN, USERS, Under, at_drains, counts, judged, lost
+from tests.lab.node import Node
 from tests.lab.shell import LabError
 from tests.lab.testing import REPOSITORY
 
@@ -26,6 +28,7 @@ POINTS = 10
 FEW = 8  # users for each replica: where a rollout is run eleven times, it should be a short one
 WATCH = ["--watch", "10"]
 UNDISTURBED = "undisturbed"
+CANARY = "replica-0"
 
 #: Every file of the replicas, the gateways and their units, and how these are; what two versions differ in
 #: is one letter, and a release's id says no more.
@@ -120,6 +123,55 @@ def two(served: Served) -> dict[str, Case]:
         return judged(problems, **counts(under.lines), seconds=time.time() - began, details=details)
 
     return {"the second is refused by name": case}
+
+
+def slow(served: Served) -> dict[str, Case]:
+    """A canary whose engine works a tenth of the time is put back."""
+
+    def case(folder: Path) -> Row:
+        to = served.other()
+        before = served.versions
+        served.settle()
+        with Under(served, folder, gateway=served.gateways[0], users=USERS * len(served.names)) as under:
+            began = time.time()
+            with started(served, folder, to) as first:
+                under.load.wait(lambda: _came_back(under, CANARY), 600, f"{CANARY} to be let in")
+                with slowed(served.members(CANARY)[0], CANARY):
+                    first.wait(1200)
+            seconds = time.time() - began
+        problems = lost(under.lines) + unsettled(served)
+        said = [
+            line for line in (folder / "first.log").read_text().splitlines() if line.startswith("rackserve:")
+        ]
+        if first.returncode != 1 or not any("of the others" in line for line in said):
+            problems.append(f"exit code {first.returncode}: {said}")
+        if served.versions != before:
+            problems.append(f"versions are {served.versions}")
+        details = {"said": said, "troubled": under.located()[:SHOWN]}
+        return judged(problems, **counts(under.lines), seconds=seconds, details=details)
+
+    return {"a tenth of its speed": case}
+
+
+def _came_back(under: Under, replica: str) -> bool:
+    drained = next((at for at, name, _ in under.watch.drains() if name == replica), None)
+    back = under.watch.back(replica, drained) if drained else None
+    return back is not None and back != drained
+
+
+@contextmanager
+def slowed(node: Node, replica: str) -> Iterator[None]:
+    """Its engine is stopped nine tenths of every half second, until it ends or a minute has passed."""
+    pid = pid_of(node, replica, ENGINE)
+    if pid is None:
+        raise LabError(f"{node.name} has no {ENGINE} of {replica}")
+    pulse = f"kill -STOP {pid} || exit 0; sleep 0.45; kill -CONT {pid}; sleep 0.05"
+    words = node.ssh("sudo", "sh", "-c", f"'for n in $(seq 120); do {pulse}; done'")
+    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as ssh:
+        try:
+            yield
+        finally:
+            ssh.wait()
 
 
 @contextmanager

@@ -15,6 +15,8 @@ _LIST = (
     ' printf "%s %s %s\\n" $pid $unit "$(tr "\\0\\n" "\\t " < $pid/cmdline)"; done'
 )
 
+ENGINE = "vllm: VLLM::EngineCore"
+
 #: Names of programs that say nothing without their folder's.
 _PLAIN = {"agent.py", "main.py", "default_worker.py"}
 

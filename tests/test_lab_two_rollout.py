@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from tests.lab.node import Node
 from tests.lab.shell import wait_until
@@ -52,6 +53,13 @@ def load(node: Node, expected: Path) -> Iterator[Load]:
         yield load
     said = summary(load.lines())
     assert said["requests"] > 12 and said["ok"] == said["requests"], (said, load.lines()[-3:])
+
+
+def unserving(several: str, folder: Path) -> Path:
+    """That inventory, whose second node serves nothing."""
+    file = folder / "without.py"
+    file.write_text(Path(several).read_text().replace('"gpus": 1', '"gpus": 0'))
+    return file
 
 
 def arguments(**more: Any) -> dict[str, Any]:
@@ -188,12 +196,29 @@ def test_a_node_is_rebooted_where_one_is_due_while_its_replica_is_out_and_no_oth
 def test_a_node_that_is_to_serve_no_more_is_drained_and_the_others_are_not_touched(
     lab: list[Node], several: str, tmp_path: Path
 ) -> None:
-    started, without = unit_starts(lab[0]), tmp_path / "without.py"
-    without.write_text(Path(several).read_text().replace('"gpus": 1', '"gpus": 0'))
-    done = rollout(str(without))
+    started = unit_starts(lab[0])
+    done = rollout(str(unserving(several, tmp_path)))
     assert done.code == 0 and "replica-1000: removed" in done.said, done.said
     assert [one["name"] for one in states(lab[0])] == ["replica-0", "replica-1"]
     assert unit_starts(lab[0]) == started and not lab[1].sudo("ls -d /etc/rackserve/replica-* || true")
+
+
+def test_a_gateway_that_moves_hands_over_and_cuts_nothing(
+    lab: list[Node], two: set[str], several: str, tmp_path: Path
+) -> None:
+    inventory = str(unserving(several, tmp_path))
+    with streams(lab[0], 4) as answers:
+        wait_until(lambda: bool(states(lab[0])[0]["sessions"]), 30, "replica-0 to answer")
+        done = pyinfra("serve", inventory=inventory, gateway="node2", **CALM)
+    assert done.code == 0 and [answer.split()[-1] for answer in answers] == ["[DONE]"] * 4, done.said
+    key = {"Authorization": f"Bearer {api_key(lab[0])}"}
+    assert requests.get(f"http://{lab[1].address}:{PORT}/v1/models", headers=key, timeout=10).ok
+    assert up(lab[1]) == ["replica-0", "replica-1"]
+    with pytest.raises(requests.ConnectionError):
+        requests.get(f"http://{lab[0].address}:{PORT}/health", timeout=5)
+    back = pyinfra("serve", inventory=inventory, **CALM)
+    assert back.code == 0 and up(lab[0]) == ["replica-0", "replica-1"], back.said
+    assert not lab[1].sudo("ls /run/systemd/system | grep gateway || true")
 
 
 def test_teardown_leaves_the_node_as_it_was_before_serve(

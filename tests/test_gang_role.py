@@ -11,7 +11,9 @@ from models.errors import InventoryError
 from models.plan import Node
 from models.planner import plan
 from roles import gang, service, vllm
-from roles.gang.operations import NODE, PROGRAMS, Agent, Programs, installed, removed
+from roles.gang import NODE, PROGRAMS
+from roles.gang.operations import Agent
+from roles.programs import Programs, installed, removed
 from roles.units.facts import Unit, UnitState
 
 NODES = [Node("gpu1", "10.0.0.1", 8, "H100"), Node("gpu2", "10.0.0.2", 8, "H100")]
@@ -116,12 +118,15 @@ def test_programs_are_brought_up_to_date_and_strays_go(on_host, tmp_path):
         shutil.copy(path, tmp_path)
     sums = subprocess.run(f"sha256sum {tmp_path}/*.py", shell=True, capture_output=True, text=True).stdout
     there = Programs().process(sums.splitlines())
-    assert on_host({Programs: there}).commands(installed) == []
-    (changed,) = on_host({Programs: {**there, "head.py": "old"}}).yielded(installed)[1:-1]
+    gang = {"source": NODE, "folder": PROGRAMS}
+    assert on_host({Programs: there}).commands(installed, **gang) == []
+    (changed,) = on_host({Programs: {**there, "head.py": "old"}}).yielded(installed, **gang)[1:-1]
     assert (changed.src, changed.dest) == (str(NODE / "head.py"), f"{PROGRAMS}/head.py")
-    assert f"rm {PROGRAMS}/agent.py" in on_host({Programs: {**there, "agent.py": "x"}}).commands(installed)
-    assert on_host({Programs: there}).commands(removed) == [f"rm -rf {PROGRAMS}"]
-    assert on_host({Programs: {}}).commands(removed) == []
+    assert f"rm {PROGRAMS}/agent.py" in on_host({Programs: {**there, "agent.py": "x"}}).commands(
+        installed, **gang
+    )
+    assert on_host({Programs: there}).commands(removed, folder=PROGRAMS) == [f"rm -rf {PROGRAMS}"]
+    assert on_host({Programs: {}}).commands(removed, folder=PROGRAMS) == []
 
 
 def test_an_agent_that_nobody_knows_is_inactive():

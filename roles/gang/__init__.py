@@ -15,14 +15,16 @@ from pyinfra.api import deploy
 
 from models.errors import InventoryError
 from models.plan import Replica
-from roles import service
+from roles import programs, service
 from roles import units as systemd
 from roles.files import File
 
-from .operations import PROGRAMS, installed, removed, started, stopped
+from .operations import started, stopped
 
 __all__ = ["LEAST_HANG", "Part", "files", "no_tool", "started", "state", "stopped", "tool", "unit"]
 
+#: Where roles/gang/node is on a node.
+NODE, PROGRAMS = Path(__file__).with_name("node"), "/opt/rackserve/libexec/gang"
 TEMPLATE = Path(__file__).with_name("gang.service.j2")
 
 #: Seconds. Shorter, and a gateway would not yet know that it is down (patience in node/gang.py, and some).
@@ -40,13 +42,13 @@ class Part:
 @deploy("Gang")
 def tool() -> None:
     """The programs that run on the node."""
-    installed(name="Install what supervises replicas")
+    programs.installed(name="Install what supervises replicas", source=NODE, folder=PROGRAMS)
 
 
 @deploy("Gang")
 def no_tool() -> None:
     """The node without them."""
-    removed(name="Remove what supervises replicas")
+    programs.removed(name="Remove what supervises replicas", folder=PROGRAMS)
 
 
 def unit(replica: Replica) -> str:

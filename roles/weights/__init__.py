@@ -6,13 +6,16 @@ fetches that commit, so that all hold the same bytes even when the revision move
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pyinfra.api import deploy
 
+from roles import programs
+
 from .disks import copies, disks, load_strategy
-from .facts import Snapshots
+from .facts import PROGRAMS, Snapshots
 from .operations import (
     downloaded,
-    installed,
     pruned,
     required,
     resolved,
@@ -31,8 +34,10 @@ __all__ = [
     "shared", "staged", "tool", "unpacked", "usable", "verified",
 ]  # fmt: skip
 
+NODE = Path(__file__).with_name("node")
+
 
 @deploy("Weights")
 def tool() -> None:
     """The programs that run on the node."""
-    installed(name="Install what stages weights")
+    programs.installed(name="Install what stages weights", source=NODE, folder=PROGRAMS)

@@ -20,20 +20,6 @@ INSTALLED = f"{PROGRAMS}/stage.py"
 ABSENT = "not staged yet"
 
 
-class Programs(FactBase["dict[str, str]"]):
-    """{name: sha256} of what is installed of them."""
-
-    def command(self) -> str:
-        return f"sha256sum {PROGRAMS}/*.py 2>/dev/null || true"
-
-    def process(self, output: list[str]) -> dict[str, str]:
-        return {PurePosixPath(path).name: digest for digest, path in map(str.split, output)}
-
-    @staticmethod
-    def default() -> dict[str, str]:
-        return {}
-
-
 class Commit(FactBase[str]):
     """The commit that this host recorded for the revision of a model's path."""
 

@@ -2,66 +2,37 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from gevent.lock import RLock
 from pyinfra import host, state
-from pyinfra.api import FileUploadCommand, Host, OperationError, QuoteString, StringCommand, operation
+from pyinfra.api import Host, OperationError, QuoteString, StringCommand, operation
 
 from roles import recall, remote
 
 from .facts import (
     ABSENT,
     INSTALLED,
-    PROGRAMS,
     Commit,
     Excess,
     Files,
     FolderProblem,
     Part,
-    Programs,
     Room,
     Size,
     Snapshot,
 )
 from .where import PORT, ROOT, Source, Staged, expected, path
 
-NODE = Path(__file__).with_name("node")
-
 #: Seconds for which a client of a network file system may believe what it saw of a file: NFS's acregmax
 #: (nfs(5)), and some.
 ATTRIBUTES = 75
 
 GRACE = 30  # seconds for which those that have it wait for one that is silent
-
-
-@operation()
-def installed() -> Iterator[StringCommand | FileUploadCommand]:
-    """The programs of roles/weights/node, and no others, side by side as they import each other."""
-    there = host.get_fact(Programs)
-    ours = {path.name: path for path in sorted(NODE.glob("*.py"))}
-    differing = [
-        name
-        for name, path in ours.items()
-        if there.get(name) != hashlib.sha256(path.read_bytes()).hexdigest()
-    ]
-    strays = sorted(there.keys() - ours.keys())
-    if not differing and not strays:
-        host.noop(f"{PROGRAMS} is as it should be")
-        return
-    host.log(f"{PROGRAMS}: {', '.join((*differing, *strays))}")
-    yield StringCommand("mkdir", "-p", PROGRAMS)
-    for name in differing:
-        yield FileUploadCommand(str(ours[name]), f"{PROGRAMS}/{name}")
-    for name in strays:
-        yield StringCommand("rm", QuoteString(f"{PROGRAMS}/{name}"))
-    yield StringCommand("chmod", "-R", "u=rwX,go=rX", PROGRAMS)
 
 
 @operation()

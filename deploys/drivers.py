@@ -15,14 +15,22 @@ from .settings import Settings
 _once = RLock()  # hosts are prepared side by side
 
 _coming: set[str] = set()
+_waiting: dict[str, nvidia.Wanted] = {}
 
 
 def wanted() -> nvidia.Wanted | None:
-    """What this host gets; None where its driver is left alone. Refused names every host with a problem."""
+    """What this host gets now, or None. Refused names every host with a problem."""
     if _provided(cluster().hosts[host.name]):
         host.get_fact(nvidia.Look, _ignore_errors=True)  # each its own, side by side, before one asks all
     with _once:
-        return _wanted().get(host.name)
+        its = _wanted().get(host.name)
+        return None if host.name in _waiting else its
+
+
+def waiting() -> dict[str, nvidia.Wanted]:
+    """{host: what it gets when what serves there is out}, of this run, if it provisions."""
+    with _once:
+        return dict(_waiting)
 
 
 def needed() -> bool:
@@ -40,19 +48,21 @@ def coming() -> set[str]:
 @cache
 def _wanted() -> dict[str, nvidia.Wanted]:
     seen, wrong = _seen(), []
-    for name, own in _asked():
-        if name in seen:
-            found = nvidia.problems(seen[name], str(own.driver), own.driver_source, own.gpus)
-            wrong += [f"{name}: {problem}" for problem in found]
+    asked_for = [(name, own) for name, own in _asked() if name in seen]
+    for name, own in asked_for:
+        reboots = own.reboot != "no"
+        found = nvidia.problems(seen[name], str(own.driver), own.driver_source, own.gpus, reboots)
+        wrong += [f"{name}: {problem}" for problem in found]
     if wrong:
         raise Refused("; ".join(wrong))
-    found = {
+    its = {
         name: nvidia.wanted(seen[name], str(own.driver), own.driver_source)
-        for name, own in _asked()
-        if name in seen and not nvidia.yours(seen[name], str(own.driver), own.driver_source)
+        for name, own in asked_for
+        if not nvidia.yours(seen[name], str(own.driver), own.driver_source)
     }
-    _coming.update(name for name, its in found.items() if not its.version(seen[name]))
-    return found
+    _waiting.update({name: one for name, one in its.items() if one.waits(seen[name])})
+    _coming.update(name for name, one in its.items() if name in _waiting or not one.version(seen[name]))
+    return its
 
 
 def _seen() -> dict[str, nvidia.Seen]:

@@ -10,11 +10,13 @@ from roles.barrier import barrier
 own = here()
 
 begin()
-driver, its_fabric = drivers.wanted(), fabric.wanted()
+driver, later, its_fabric = drivers.wanted(), drivers.waiting().get(host.name), fabric.wanted()
 
 base.base(also=(*(gateway.PACKAGES if host.name in gateways() else ()), *nccl.packages(its_fabric)))
 if driver:
     nvidia.driver(driver)
+if later:
+    nvidia.ahead(later)
 if its_fabric:
     nccl.fabric(its_fabric)
 runtime.tools(own.wheelhouse)

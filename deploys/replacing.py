@@ -10,10 +10,11 @@ from pyinfra import host
 
 from models.release import Found, Release
 from models.rollout import Batch, Rollout, Step
-from roles import base, gang, gateway, health, lock, releases, runtime, service, units
+from roles import gang, gateway, health, releases, runtime, service, units
 from roles.barrier import barrier
 
 from .cluster import gateways, here, on_control
+from .rebooting import reboot
 
 PYTHON = f"{runtime.TOOLS}/bin/python"
 
@@ -151,17 +152,6 @@ def stop(hosts: Mapping[str, Sequence[str]]) -> None:
     for name in host.loop([name for name, members in hosts.items() if host.name in members[1:]]):
         gang.stopped(name=f"Stop {name} here, too", replica=name)
     barrier(name=f"{title} is stopped")
-
-
-def reboot(hosts: Sequence[str]) -> None:
-    """Hosts on which nothing serves are rebooted, all at once."""
-    if not hosts:
-        return
-    for name in host.loop([name for name in hosts if name == host.name]):
-        base.rebooted(name=f"Reboot {name}")
-    barrier(name=f"{', '.join(hosts)} is up again")
-    if on_control():
-        lock.kept(name="Keep the lock")
 
 
 def swap(steps: Sequence[Step], to: Callable[[Step], Release | None]) -> None:

@@ -6,7 +6,7 @@ broke off is finished by the next.
 
 from pyinfra import host
 
-from deploys import drivers, releasing, replacing
+from deploys import drivers, rebooting, releasing, replacing
 from deploys.cluster import begin, cluster, gateways, here, on_control, plan, planned
 from roles import gang, health, nvidia, releases, replicas, secret, units, vllm, weights
 from roles.barrier import barrier
@@ -48,7 +48,7 @@ units.only(name="Stop what is not planned", pattern=units.OURS, keep=stays)
 replicas.only(name="Remove what is not planned", keep=stays)
 barrier(name="Only planned replicas are left")
 
-replacing.reboot(releasing.idle())
+rebooting.reboot(releasing.idle())
 replacing.confirm(releasing.staying())
 if gateways() and change and change.answering:  # a run that broke off may have left one out
     replacing.let_in(change.serving(0), change.answering)

@@ -14,9 +14,10 @@ import pytest
 from pyinfra.context import ctx_host, ctx_state
 
 from roles.nvidia import BLACKLIST, NOUVEAU, PERSISTENT, apt, dnf, operations, yours
-from roles.nvidia.facts import Fingerprints, Initramfs, Loaded, Look, Offered
+from roles.nvidia.facts import BUILD, Fingerprints, Initramfs, Loaded, Look, Offered, Room, Space, Staged
+from roles.nvidia.problems import problems
 from roles.nvidia.table import BRANCHES, DRIVER, FINGERPRINT, KEYRING, PERSISTENCE, ROWS
-from roles.nvidia.want import Package, Seen, problems, wanted
+from roles.nvidia.want import Package, Seen, wanted
 from roles.units.facts import Unit, UnitState
 from tests.lab.drivers import DEBIAN, UBUNTU, Apt, Empty, Repository, monitoring, release
 from tests.test_deploys import pyinfra
@@ -242,9 +243,8 @@ LIST = "/etc/apt/sources.list.d/cuda-ubuntu2404-x86_64.list"
         ),
         (
             node(serving=("replica-0", "replica-1"), loaded="570.133.20"), "580", "auto",
-            "replica-0, replica-1 serves with driver 570.133.20; 580.* from NVIDIA is installed only where"
-            " nothing serves, for then nothing new could start: rackserve deploy teardown, then rackserve"
-            f" rollout --reboot due; {LEAVE}",
+            "replica-0, replica-1 serves with driver 570.133.20; 580.* from NVIDIA is installed only while"
+            f" it is out, for then nothing new could start: rackserve rollout --reboot due; {LEAVE}",
         ),
     ],
 )  # fmt: skip
@@ -255,6 +255,14 @@ def test_what_is_in_the_way_is_said_with_its_fix(seen, driver, source, said):
 def test_all_problems_of_a_host_are_said_at_once():
     seen = replace(node("debian 12", run_file=True), gpus=0)
     assert len(problems(seen, "581", "ubuntu", 8)) == 4
+
+
+def test_a_run_that_may_reboot_a_host_changes_its_driver_while_the_replica_is_out():
+    seen = node(serving=("replica-0",), loaded="570.133.20")
+    assert problems(seen, "580", "auto", 8) and problems(seen, "580", "auto", 8, reboots=True) == []
+    its = wanted(seen, "580", "auto")
+    assert its.waits(seen) and not its.waits(replace(seen, serving=()))
+    assert not its.waits(replace(seen, packages={**seen.packages, **whole(its)}))
 
 
 def whole(its, version="580.95.05", revision="-0ubuntu1"):
@@ -477,15 +485,22 @@ class Node:
     def offered(self, names):
         return Offered().process(self.system.run(Offered().command(names)).splitlines())
 
+    def staged(self, names, versions):
+        return Staged().process(self.system.run(Staged().command(names, versions)).splitlines())
+
+    def room(self, names, versions):
+        return Room().process(self.system.run(Room().command(names, versions)).splitlines())
+
     def pin(self, its):
         (self.system.folder / "etc/preferences.d/rackserve-nvidia").write_text(apt.preferences(its))
 
-    def do(self, operation, its):
+    def do(self, operation, its, **more):
         """Run it; what it ran."""
-        host = self.on_host({Look: lambda: self.look(), Offered: self.offered}, executing=True)
+        facts = {Look: self.look, Offered: self.offered, Staged: self.staged, Room: self.room}
+        host = self.on_host(facts, executing=True)
         self.host, ran = host, []
         with ctx_state.use(host.state), ctx_host.use(host):
-            for command in operation._inner(its=its):
+            for command in operation._inner(its=its, **more):
                 ran.append(command.get_raw_value())
                 self.system.run(ran[-1])
         return ran
@@ -569,6 +584,78 @@ def test_a_version_that_is_not_to_be_had_is_said_and_nothing_is_installed(system
         "libnvidia-compute-580 580.1.1-* is not to be had from nvidia" in line for line in host.host.said
     )
     assert list(system.installed) == ["linux-image-generic"]
+
+
+@pytest.fixture
+def waiting(tmp_path, on_host):
+    """A host with a driver under a replica, NVIDIA's repository with a newer one, and what is to be done."""
+    repository = Repository(tmp_path / "nvidia")
+    its = wanted(node(), "580", "auto")
+    sized = {"Installed-Size": "1000"}
+    repository.add([Empty(name, f"{version}-0ubuntu1", sized) for name in its.driver for version in RELEASES])
+    repository.add([Empty(name, "1") for name in (*its.others, "linux-image-generic")])
+    system = Apt(tmp_path / "apt")
+    system.knows("nvidia", repository, "copy")
+    system.run("apt-get -y install linux-image-generic")
+    host = Node(system, on_host, node())
+    host.provide("580.95.05")
+    host.seen = node(serving=("replica-0",), loaded="580.95.05")
+    its = wanted(host.look(), "580.105.08", "auto")
+    host.pin(its)
+    return host, its, repository
+
+
+def test_a_driver_that_waits_for_a_replica_is_at_hand_and_then_nobody_is_asked(waiting):
+    host, its, repository = waiting
+    before = host.system.installed
+    assert its.waits(host.look())
+    assert host.do(operations.staged, its)[0] == apt.refreshed()
+    assert host.host.said == [
+        "driver 580.105.08-* waits until replica-0 is out: rackserve rollout --reboot due installs it then"
+    ]
+    assert host.system.installed == before and not host.look().interrupted
+    assert host.do(operations.staged, its) == [] and host.host.noop_description
+    shutil.rmtree(repository.folder)
+    host.seen = node(loaded="580.95.05")
+    (installing,) = host.do(operations.packages, its, staged=True)
+    assert "libnvidia-compute-580=580.105.08-0ubuntu1" in installing
+    host.do(operations.held, its)
+    assert versions(host.system, its.driver) == {"hi 580.105.08-0ubuntu1"}
+
+
+def test_what_is_at_hand_no_more_is_fetched_again(waiting):
+    host, its, _ = waiting
+    host.do(operations.staged, its)
+    host.system.run("apt-get clean")
+    assert host.do(operations.packages, its, staged=True)[0] == apt.refreshed()
+    assert its.missing(host.look()) == []
+
+
+def test_what_would_be_in_the_way_of_a_driver_is_said_while_a_replica_is_up(waiting):
+    host, its, repository = waiting
+    before = host.system.installed
+    host.room = lambda names, versions: Space(needed=3 * 2**20, free=2**20)
+    for _ in range(2):  # also when it is at hand
+        with pytest.raises(RuntimeError):  # `false`, which fails the host
+            host.do(operations.staged, its)
+        assert "needs 3.0 GiB in /usr and /var, 1.0 GiB are free there: make room" in host.host.said[1]
+    host.system.run("apt-get clean")
+    repository.add([Empty(its.driver[1], "580.105.08-0ubuntu1", {"Depends": "not-there"})])
+    with pytest.raises(RuntimeError, match="not-there"):
+        host.do(operations.staged, its)
+    absent = wanted(host.look(), "580.1.1", "auto")
+    host.pin(absent)
+    with pytest.raises(RuntimeError):
+        host.do(operations.staged, absent)
+    assert "libnvidia-compute-580 580.1.1-* is not to be had from nvidia" in host.host.said[1]
+    assert host.system.installed == before
+
+
+def test_the_room_that_a_driver_needs_is_that_of_all_that_comes_and_of_what_is_built(waiting):
+    host, its, _ = waiting
+    missing = its.missing(host.look())
+    room = host.room(missing, dict.fromkeys(missing, "580.105.08-0ubuntu1"))
+    assert room.needed == BUILD + 1000 * len(its.driver) and room.free > 0
 
 
 def test_of_debian_its_driver_is_kept_out_and_what_a_driver_needs_is_not(tmp_path, on_host):
@@ -827,3 +914,49 @@ def test_a_first_deploy_reboots_for_the_driver_that_it_brings(provision, deploy,
     if reboots:
         order = [names.index(name) for name in ("Install the driver", "Reboot @fake/gpu1", "Start replica-0")]
         assert order == sorted(order)
+
+
+def up_with(version, *more):
+    """What a host answers that has a driver, under a replica that is up."""
+    its = wanted(Seen(distribution="debian 12", kernel="6.8.0-31-generic"), "580", "auto")
+    packages = [f"package hi  {name} {version}-1" for name in (*its.exact, *its.others)]
+    rows = [*(row for row in LOOKED if row not in ("loaded", "module")), *more]
+    return ["os debian 12", "component contrib", f"loaded {version}", f"module {version}", *packages,
+            "unit rackserve-replica-0-gang.service", *rows]  # fmt: skip
+
+
+SERVED = {"model": "smollm2-135m-instruct", "tensor_parallel": 1, "pipeline_parallel": 2}
+
+
+def test_a_driver_is_changed_while_the_replica_is_out_and_is_at_hand_before(provision):
+    hosts = {
+        "gpu1": (up_with("580.95.05"), {}),
+        "gpu2": (up_with("580.105.08"), {}),
+        "gpu3": (["os debian 12", "component contrib", *LOOKED], {}),
+    }
+    data = [f"--data={key}={value}" for key, value in {**SERVED, "driver": "580.105.08"}.items()]
+    done = provision(hosts, *data, "--data=reboot=due", deploy="rolling_redeploy")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)["plan"]
+    named = [(op["name"].partition(" | ")[2], op["hosts_with_change"]) for op in plan]
+    at_hand, installed, stopped, rebooted = (
+        [place for place, (name, _) in enumerate(named) if name == wanted_name]
+        for wanted_name in (
+            "NVIDIA | Have the driver at hand", "NVIDIA | Install the driver", "replica-0 is stopped",
+            "Reboot @fake/gpu1",
+        )
+    )  # fmt: skip
+    first, second = installed
+    assert named[at_hand[0]][1] == ["@fake/gpu1"] and named[first][1] == ["@fake/gpu3"]
+    assert at_hand[0] < stopped[0] < second < rebooted[0] and named[second][1] == ["@fake/gpu1"]
+    assert "driver 580.105.08-* waits until replica-0 is out" in done.stderr
+
+
+def test_without_a_reboot_it_is_refused_and_nothing_is_changed(provision):
+    hosts = {name: (up_with("580.95.05"), {}) for name in ("gpu1", "gpu2")}
+    done = provision(hosts, "--data=driver=580.105.08", deploy="provision")
+    assert done.returncode == 1 and not done.stdout
+    said = " ".join(done.stderr.split())
+    for name in hosts:
+        assert f"@fake/{name}: replica-0 serves with driver 580.95.05; 580.105.08-* from NVIDIA" in said, said
+    assert "rackserve rollout --reboot due" in said

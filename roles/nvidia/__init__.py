@@ -13,14 +13,14 @@ from pyinfra.api import deploy
 from pyinfra.operations import files
 
 from .facts import Look as Look
-from .operations import built, held, initramfs, packages, repository, running, said
+from .operations import built, held, initramfs, packages, repository, running, said, staged
 from .operations import loaded as loaded
+from .problems import problems as problems
+from .problems import yours as yours
 from .table import PERSISTENCE
 from .want import Seen as Seen
 from .want import Wanted as Wanted
-from .want import problems as problems
 from .want import wanted as wanted
-from .want import yours as yours
 
 NOUVEAU = "/etc/modprobe.d/rackserve-nouveau.conf"
 BLACKLIST = "# Rackserve: it would hold the GPUs.\nblacklist nouveau\noptions nouveau modeset=0\n"
@@ -44,11 +44,21 @@ NVLINK = "# Rackserve: the NVLink subnet manager speaks through it.\nib_umad\n"
 
 
 @deploy("NVIDIA")
-def driver(its: Wanted) -> None:
-    """The driver installed, held, and its services there; loaded it is by a reboot."""
+def ahead(its: Wanted) -> None:
+    """All but the driver itself, where a replica is up that the new one would keep from starting anew."""
+    repository(name="Take the driver from one source", its=its)
+    staged(name="Have the driver at hand", its=its)
+
+
+@deploy("NVIDIA")
+def driver(its: Wanted, staged: bool = False) -> None:
+    """The driver installed, held, and its services there; loaded it is by a reboot.
+
+    + staged: it is what `ahead` has brought
+    """
     repository(name="Take the driver from one source", its=its)
     off = files.put(name="Keep nouveau off", src=StringIO(BLACKLIST), dest=NOUVEAU, mode="644")
-    packages(name="Install the driver", its=its)
+    packages(name="Install the driver", its=its, staged=staged)
     held(name="Hold the driver", its=its)
     built(name="The kernel has its module", its=its)
     initramfs(name="Tell the initramfs of it", path=NOUVEAU, changed=[off])

@@ -74,9 +74,32 @@ def refreshed() -> str:
 
 def installed(names: Sequence[str], versions: Mapping[str, str]) -> str:
     """Install packages; `versions` are whole ones: a pattern is looked for also in what is pinned away."""
+    return f"{_APT} {_install(names, versions)}"
+
+
+def fetched(names: Sequence[str], versions: Mapping[str, str]) -> str:
+    """All that `installed` would download; it says what cannot be installed together, too."""
+    return _patiently(f"{_APT} --download-only {_install(names, versions)}")
+
+
+def left_to_fetch(names: Sequence[str], versions: Mapping[str, str]) -> str:
+    """What of it is not here yet, a line each; fails where it could not be installed."""
+    return f"apt-get -y -qq --print-uris {_install(names, versions)}"
+
+
+def unpacked(names: Sequence[str], versions: Mapping[str, str]) -> str:
+    """How many KiB it takes, when it is unpacked."""
+    return (
+        f"LC_ALL=C apt-get -y -qq -s {_install(names, versions)} |"
+        r" sed -n 's/^Inst \([^ ]*\) \(\[[^]]*\] \)\?(\([^ ]*\) .*/\1=\3/p' | xargs -r apt-cache show |"
+        " awk '/^Installed-Size:/ {size += $2} END {print size + 0}'"
+    )
+
+
+def _install(names: Sequence[str], versions: Mapping[str, str]) -> str:
     words = [f"{name}={versions[name]}" if name in versions else name for name in names]
     options = "--no-install-recommends --allow-downgrades --allow-change-held-packages"
-    return f"{_APT} install {options} {shlex.join(words)}"
+    return f"install {options} {shlex.join(words)}"
 
 
 def held(names: Sequence[str]) -> str:

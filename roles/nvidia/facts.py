@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from pyinfra.api import FactBase
 
 from roles.service import PREFIX
 
-from .apt import KEY
+from .apt import KEY, left_to_fetch, unpacked
 from .table import DRIVER, SIGNED
 from .want import Package, Seen
 
@@ -18,6 +19,8 @@ PACKAGES = (*DRIVER, *SIGNED, "linux-*", "datacenter-gpu-manager-*", "nvlsm", "i
 
 #: The variable's first 4 bytes are attributes (the kernel's Documentation/filesystems/efivarfs.rst).
 _SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+
+BUILD = 2**20  # KiB that DKMS may take to build a module, and the initramfs
 
 # One row a line, `key value ...`. B200's switches are no devices of NVIDIA's; what manages them says so in
 # its vital product data (NVIDIA/gpu-driver-container: _assert_nvlink5_system).
@@ -131,6 +134,44 @@ class Offered(FactBase["dict[str, list[str]]"]):
     @staticmethod
     def default() -> dict[str, list[str]]:
         return {}
+
+
+class Staged(FactBase[bool]):
+    """Packages could be installed from what is on this host."""
+
+    def command(self, names: Sequence[str], versions: Mapping[str, str]) -> str:
+        left = left_to_fetch(names, versions)
+        return f'left=$({left} 2>/dev/null) && test -z "$left" && echo staged || true'
+
+    def process(self, output: list[str]) -> bool:
+        return "staged" in output
+
+    @staticmethod
+    def default() -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class Space:
+    """In KiB."""
+
+    needed: int
+    free: int
+
+
+class Room(FactBase[Space]):
+    """What packages need when they are installed, and the module that is built of them; and what is free."""
+
+    def command(self, names: Sequence[str], versions: Mapping[str, str]) -> str:
+        return f"{unpacked(names, versions)}; df --output=avail --block-size=1K /usr /var | tail -n 2"
+
+    def process(self, output: list[str]) -> Space:
+        packages, *free = map(int, output)
+        return Space(packages + BUILD, min(free))
+
+    @staticmethod
+    def default() -> Space:
+        return Space(0, 0)
 
 
 class Fingerprints(FactBase[list[str]]):

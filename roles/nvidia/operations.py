@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from io import StringIO
 
@@ -15,7 +15,7 @@ from roles import remote
 from roles.units.facts import Unit
 
 from . import apt
-from .facts import Fingerprints, Initramfs, Loaded, Look, Offered
+from .facts import Fingerprints, Initramfs, Loaded, Look, Offered, Room, Staged
 from .table import FINGERPRINT
 from .want import Seen, Wanted
 
@@ -30,10 +30,40 @@ def repository(its: Wanted) -> Iterator[StringCommand]:
 
 
 @operation()
-def packages(its: Wanted) -> Iterator[StringCommand]:
+def staged(its: Wanted) -> Iterator[StringCommand]:
+    """A driver that waits for what serves here to be out: nothing will be in the way of it then.
+
+    Its packages are here, they can be installed together, and there is room.
+    """
+    seen = _seen()
+    missing = its.missing(seen)
+    host.log(
+        f"driver {its.pattern} waits until {', '.join(seen.serving)} is out: rackserve rollout --reboot due"
+        " installs it then"
+    )
+    versions = _versions(its, seen, missing)
+    if _is_here(missing, versions):
+        host.noop(f"{its.pattern} is at hand")
+    else:
+        if seen.interrupted:
+            yield StringCommand(apt.repaired())
+        yield StringCommand(apt.refreshed())
+        versions = _versions(its, seen, missing) if state.is_executing else {}
+        if problem := _not_offered(its, seen, versions):
+            yield remote.failure(host, problem)
+            return
+        yield StringCommand(apt.fetched(missing, versions))
+    if state.is_executing and (problem := _no_room(missing, versions)):
+        yield remote.failure(host, problem)
+
+
+@operation()
+def packages(its: Wanted, staged: bool = False) -> Iterator[StringCommand]:
     """Driver, headers, monitoring; Fabric Manager of the driver's version, whatever is newest.
 
     What is installed and of the branch stays as it is. Of what a cut connection left, the rest follows.
+
+    + staged: as long as all of it is here, nobody is asked for something newer
     """
     seen = _seen()
     if seen.interrupted:
@@ -41,15 +71,34 @@ def packages(its: Wanted) -> Iterator[StringCommand]:
     if not (missing := its.missing(seen)):
         host.noop(f"driver {its.version(seen)} is installed")
         return
-    yield StringCommand(apt.refreshed())
+    if not (staged and _is_here(missing, _versions(its, seen, missing))):
+        yield StringCommand(apt.refreshed())
     # A plan does not know them: it has not fetched the lists.
     versions = _versions(its, seen, missing) if state.is_executing else {}
-    if problem := next((name for name, version in versions.items() if not version), ""):
-        version = its.version(seen) or its.pattern
-        what = f"{problem} {version} is not to be had from {its.source}: apt-cache policy {problem}"
-        yield remote.failure(host, what)
+    if problem := _not_offered(its, seen, versions):
+        yield remote.failure(host, problem)
         return
     yield StringCommand(apt.installed(missing, versions))
+
+
+def _is_here(missing: Sequence[str], versions: Mapping[str, str]) -> bool:
+    return all(versions.values()) and host.get_fact(Staged, names=tuple(missing), versions=dict(versions))
+
+
+def _not_offered(its: Wanted, seen: Seen, versions: Mapping[str, str]) -> str:
+    name = next((name for name, version in versions.items() if not version), "")
+    version = its.version(seen) or its.pattern
+    return f"{name} {version} is not to be had from {its.source}: apt-cache policy {name}" if name else ""
+
+
+def _no_room(missing: Sequence[str], versions: Mapping[str, str]) -> str:
+    room = host.get_fact(Room, names=tuple(missing), versions=dict(versions))
+    if room.free >= room.needed:
+        return ""
+    return (
+        f"the driver needs {room.needed / 2**20:.1f} GiB in /usr and /var, {room.free / 2**20:.1f} GiB are"
+        " free there: make room (sudo apt-get autoremove removes kernels that are not used any more)"
+    )
 
 
 def _versions(its: Wanted, seen: Seen, names: Sequence[str]) -> dict[str, str]:

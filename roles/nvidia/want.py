@@ -1,4 +1,4 @@
-"""What a host is to get, of what was seen there; or everything that is in the way. Pure."""
+"""What a host is to get, of what was seen there. Pure."""
 
 from __future__ import annotations
 
@@ -22,10 +22,6 @@ from .table import (
 )
 
 AUTO = "auto"
-
-LEAVE = "driver=False leaves the driver of the host to you"
-
-_PURGE = "sudo apt-get purge 'nvidia-*' 'libnvidia-*' 'linux-modules-nvidia-*', and reboot"
 
 #: Of which only one source's may be there; the daemons beside them come from either.
 _CORE = ("libnvidia-compute*", "libcuda1", "nvidia-driver-*", "nvidia-headless-*", "nvidia-dkms*",
@@ -129,6 +125,10 @@ class Wanted:
         signed = self.modules if self.row.holds_kernel else ()
         return any(name in self.exact or name in signed for name in self.missing(seen))
 
+    def waits(self, seen: Seen) -> bool:
+        """The driver is to change under a replica that is up: a process that it starts then would fail."""
+        return bool(seen.serving) and self.changes(seen)
+
     def loose(self, seen: Seen) -> list[str]:
         """What is installed and an upgrade could still replace."""
         return sorted(
@@ -142,102 +142,10 @@ class Wanted:
         return (*self.kernels, *self.exact, *self.monitoring)
 
 
-def yours(seen: Seen, driver: str, source: str) -> bool:
-    """A driver is loaded that the table would not have installed, and the inventory asks for none (auto)."""
-    if driver != AUTO or not seen.loaded:
-        return False
-    rows = _rows(seen)
-    if not rows:
-        return True
-    if source not in ("auto", *rows):
-        return False
-    return any(_there(seen, USUAL, source)) or not wanted(seen, driver, source).version(seen)
-
-
-def problems(seen: Seen, driver: str, source: str, promised: int) -> list[str]:
-    """What keeps a host from getting that driver, each with its fix; nothing has been changed."""
-    found = list(_hardware(seen, promised))
-    if yours(seen, driver, source):
-        return found
-    driver, rows = _usual(driver), _rows(seen)
-    if not rows:
-        known = ", ".join(ROWS)
-        found.append(f"{seen.distribution or 'a distribution'} is not one of {known}; {LEAVE}")
-        return found
-    found += [*_asked(seen, rows, driver, source), *_there(seen, driver, source)]
-    if not found:
-        its = wanted(seen, driver, source)
-        found += [*_archive(seen, its), *_served(seen, its)]
-    return found
-
-
-def _hardware(seen: Seen, promised: int) -> Iterator[str]:
-    if seen.gpus < promised:
-        yield (
-            f"{promised} GPUs promised, {seen.gpus} on the PCI bus: correct `gpus` in the inventory, or look"
-            " for the GPU: sudo dmesg | grep -i pci"
-        )
-    if seen.machine not in MACHINES:
-        yield f"{seen.machine}: NVIDIA has drivers for {' and '.join(MACHINES)} only; {LEAVE}"
-
-
-def _asked(seen: Seen, rows: Mapping[str, Row], driver: str, source: str) -> Iterator[str]:
-    if _branch(driver) not in BRANCHES:
-        yield f"driver is {driver}: must be of branch {' or '.join(BRANCHES)}"
-    if source not in ("auto", *rows):
-        yield f"{seen.distribution} has no driver from {source}: driver_source can be {' or '.join(rows)}"
-    elif source == "auto" and seen.secure_boot and not _origins(seen) and "ubuntu" not in rows:
-        yield (
-            f"Secure Boot is on, and {seen.distribution} has no signed driver: turn it off, or enroll DKMS's"
-            " key (sudo mokutil --import /var/lib/dkms/mok.pub) and say driver_source=nvidia"
-        )
-
-
-def _there(seen: Seen, driver: str, source: str) -> Iterator[str]:
-    """What is installed already and stands in the way."""
-    if seen.run_file:
-        yield f"its driver is from NVIDIA's .run file: remove it (sudo nvidia-uninstall); {LEAVE}"
-    origins, chosen = _origins(seen), _chosen(seen, source)
-    if foreign := sorted(name for name, of in origins.items() if of != chosen):
-        said = ", ".join(f"{name} from {_named(origins[name])}" for name in foreign[:3])
-        yield f"the driver is to come from {_named(chosen)} alone, and there is {said}: {_PURGE}; {LEAVE}"
-    desktop = [name for name in origins if "-server" not in name and not name.startswith("linux-")]
-    if chosen == "ubuntu" and desktop and not foreign:
-        yield f"{min(desktop)} is of Ubuntu's desktop driver, not of its server's: {_PURGE}; {LEAVE}"
-    branches = {_branch(seen.packages[name].version) for name in origins if not name.startswith("linux-")}
-    if newer := max((branch for branch in branches if branch > _branch(driver)), default=""):
-        yield f"driver {newer} is installed, {driver} is older: set driver={newer}, or purge it; {LEAVE}"
-    ours = sources_file(_rows(seen).get(chosen), seen)
-    if others := [file for file in seen.sources if file != ours]:
-        yield (
-            f"{', '.join(others)} names NVIDIA's repository, too, which apt refuses to read with two keys:"
-            f" remove it; it is written to {ours}"
-        )
-
-
-def _archive(seen: Seen, its: Wanted) -> Iterator[str]:
-    absent = [component for component in its.row.components if component not in seen.components]
-    if absent and its.missing(seen):
-        yield (
-            f"apt does not know {' and '.join(absent)} of {seen.distribution}, from which something comes: "
-            + " && ".join(f"sudo add-apt-repository {component}" for component in absent)
-        )
-
-
-def _served(seen: Seen, its: Wanted) -> Iterator[str]:
-    if not seen.serving or not its.changes(seen):
-        return
-    yield (
-        f"{', '.join(seen.serving)} serves with driver {seen.loaded or 'unknown'}; {its.pattern} from"
-        f" {_named(its.source)} is installed only where nothing serves, for then nothing new could start:"
-        f" rackserve deploy teardown, then rackserve rollout --reboot due; {LEAVE}"
-    )
-
-
 def wanted(seen: Seen, driver: str, source: str) -> Wanted:
     """What that host gets; only where there are no `problems`."""
-    chosen, driver = _chosen(seen, source), _usual(driver)
-    row, branch = _rows(seen)[chosen], _branch(driver)
+    chosen, driver = chosen_of(seen, source), usual(driver)
+    row, branch = rows_of(seen)[chosen], branch_of(driver)
     words = {"branch": branch, "kernel": seen.kernel, "cuda": BRANCHES[branch]}
     fabric = seen.switches or seen.nvlink5
     flavours = seen.flavours if row.flavour else []
@@ -265,30 +173,30 @@ def sources_file(row: Row | None, seen: Seen) -> str:
     return f"/etc/apt/sources.list.d/cuda-{row.repository}-{machine}.list" if row else ""
 
 
-def _rows(seen: Seen) -> Mapping[str, Row]:
+def rows_of(seen: Seen) -> Mapping[str, Row]:
     name, _, number = seen.distribution.partition(" ")
     return ROWS.get(seen.distribution) or ROWS.get(f"{name} {number.partition('.')[0]}", {})
 
 
-def _usual(driver: str) -> str:
+def usual(driver: str) -> str:
     return USUAL if driver == AUTO else driver
 
 
-def _branch(driver: str) -> str:
+def branch_of(driver: str) -> str:
     return driver.partition(".")[0]
 
 
-def _chosen(seen: Seen, source: str) -> str:
+def chosen_of(seen: Seen, source: str) -> str:
     """Unless it is asked for: what is there already, or what this host can load."""
     if source != "auto":
         return source
-    there = set(_origins(seen).values())
-    if len(there) == 1 and there <= set(_rows(seen)):
+    there = set(origins_of(seen).values())
+    if len(there) == 1 and there <= set(rows_of(seen)):
         return there.pop()
-    return "ubuntu" if seen.secure_boot and "ubuntu" in _rows(seen) else "nvidia"
+    return "ubuntu" if seen.secure_boot and "ubuntu" in rows_of(seen) else "nvidia"
 
 
-def _origins(seen: Seen) -> dict[str, str]:
+def origins_of(seen: Seen) -> dict[str, str]:
     """{package of the driver: who built it}, of what is installed."""
     return {
         name: _origin(name, package.version)
@@ -304,7 +212,7 @@ def _origin(name: str, version: str) -> str:
     return "debian" if "~deb" in version else "nvidia"
 
 
-def _named(source: str) -> str:
+def named(source: str) -> str:
     return {"nvidia": "NVIDIA"}.get(source, source.capitalize())
 
 

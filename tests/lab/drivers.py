@@ -172,9 +172,10 @@ class Apt:
         return {**os.environ, "APT_CONFIG": f"{self.folder}/apt.conf", "DPKG_ADMINDIR": f"{self.folder}/dpkg",
                 "LC_ALL": "C"}  # fmt: skip
 
-    def knows(self, name: str, repository: Repository) -> None:
+    def knows(self, name: str, repository: Repository, how: str = "file") -> None:
+        """+ how: `copy` fetches packages, as from a server; `file` takes them from where they are."""
         keyring = repository.folder / KEYRING
-        line = f"deb [signed-by={keyring}] file://{repository.folder}/ /\n"
+        line = f"deb [signed-by={keyring}] {how}://{repository.folder}/ /\n"
         (self.folder / f"etc/sources.list.d/{name}.list").write_text(line)
         self.run("apt-get -q update")
 

@@ -21,6 +21,10 @@ NVIDIA = {"Origin": "NVIDIA", "Label": "NVIDIA CUDA"}
 UBUNTU = {"Origin": "Ubuntu", "Label": "Ubuntu"}
 DEBIAN = {"Origin": "Debian", "Label": "Debian"}
 
+#: Where this file is, a release's apt and dpkg are killed while they install it, once.
+CUT = "/run/rackserve-lab-cut"
+_CUT = f'if test -e {CUT}; then rm {CUT}; kill -KILL "$(cut -d " " -f 4 "/proc/$PPID/stat")" "$PPID"; fi'
+
 
 @dataclass(frozen=True)
 class Empty:
@@ -65,7 +69,7 @@ def release(version: str, kernel: str) -> list[Empty]:
                   {f"{folder}/nvidia.ko": module(version)}, f"depmod {kernel}")  # fmt: skip
     return [
         built,
-        Empty("nvidia-driver-cuda", f"{version}-1"),
+        Empty("nvidia-driver-cuda", f"{version}-1", postinst=_CUT),
         Empty("nvidia-persistenced", f"{version}-1", files=_daemon("nvidia-persistenced", install=False)),
         Empty("nvidia-fabricmanager", f"{version}-1", files=_daemon("nvidia-fabricmanager")),
     ]

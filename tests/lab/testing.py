@@ -35,8 +35,9 @@ class Outcome:
 
 
 def pyinfra(deploy: str, *options: str, inventory: str = "inventories/lab.py", **data: Any) -> Outcome:
-    """`pyinfra INVENTORY deploys/DEPLOY.py`, unwrapped; results are read from its JSON."""
-    words = [inventory, f"deploys/{deploy}.py", "--json", *(options or ["-y"]), *_settings(data)]
+    """`pyinfra INVENTORY deploys/DEPLOY.py` (or FILE.py), unwrapped; results are read from its JSON."""
+    playbook = deploy if deploy.endswith(".py") else f"deploys/{deploy}.py"
+    words = [inventory, playbook, "--json", *(options or ["-y"]), *_settings(data)]
     done = run(BIN / "pyinfra", *words)
     results = json.loads(done.stdout)["results"] if done.stdout else None
     operations = results["operations"] if results else []

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import requests
 
+from tests.lab.driver_node import KERNEL, gpus, loaded, repository
+from tests.lab.drivers import monitoring, release
 from tests.lab.node import Node
 from tests.lab.shell import wait_until
 from tests.lab.testing import BIN, REPOSITORY, Outcome, api_key, belongings, pyinfra, rackserve
@@ -25,6 +27,12 @@ pytestmark = pytest.mark.lab
 USERS, PAUSE = 3, 1.0  # so that the processor has time for who starts
 SHORT, LONG = (4, 64), (200, 400)
 CALM = {"watch": 3}
+#: Of the second node the driver is ours, of the first, which has no GPUs, its user's.
+LENT = """
+_lend = importlib.import_module("tests.lab.driver_node").lend
+_lend({url!r}, {fingerprint!r}, lambda own: own.driver is not False)
+head[0][1]["driver"] = False
+"""
 BOOT = "cat /proc/sys/kernel/random/boot_id"
 
 
@@ -192,6 +200,21 @@ def test_a_node_is_rebooted_where_one_is_due_while_its_replica_is_out_and_no_oth
     assert done.code == 0 and "replica-1000: " in done.said and "node2 rebooted" in done.said, done.said
     assert lab[1].sudo(BOOT) != boot and unit_starts(lab[0]) == started
     assert up(lab[0]) == ["replica-0", "replica-1", "replica-1000"]
+
+
+def test_a_driver_comes_to_a_node_while_its_replica_is_out_and_is_at_hand_before(
+    lab: list[Node], several: str, tmp_path: Path
+) -> None:
+    started, file = unit_starts(lab[0]), tmp_path / "driver.py"
+    with repository(tmp_path / "cuda") as (nvidia, url), gpus(lab[1]) as node:
+        nvidia.add([*release("580.95.05", KERNEL), *monitoring()])
+        file.write_text(Path(several).read_text() + LENT.format(url=url, fingerprint=nvidia.fingerprint))
+        refused = rollout(str(file))
+        assert refused.code and "node2: replica-1000 serves with driver unknown; 580.*" in refused.said
+        done = rollout(str(file), reboot="due")
+        assert done.code == 0 and "node2 rebooted" in done.said, done.said
+        assert loaded(node) == "580.95.05" and unit_starts(lab[0]) == started
+        assert up(lab[0]) == ["replica-0", "replica-1", "replica-1000"]
 
 
 def test_a_node_that_is_to_serve_no_more_is_drained_and_the_others_are_not_touched(

@@ -11,7 +11,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from roles.doctor import Expected, Host
+from roles.doctor import Expected, Host, Ranks
 
 RECORDED = Path(__file__).with_name("recorded")
 GiB = 2**30
@@ -99,16 +99,38 @@ def seen(number: int) -> dict[str, Any]:
     })  # fmt: skip
 
 
+def measured(number: int) -> dict[str, Any]:
+    """What --deep would measure there. NCCL's lines are recorded, of another replica of two nodes."""
+    rows = [[1024, 3e-5], [2**20, 2.2e-4], [2**30, 1.5 * 2**30 / 80e9]]
+    return copy.deepcopy({
+        "disk": {"folder": WEIGHTS, "direct": True, "wrote": [2**30, 0.5], "read": [2**30, 0.25]},
+        "listening": {"held": [20000, 20499, 20999, 60999], "taken": {8000: "Address already in use"}},
+        "connecting": {"rows": [[f"gpu{3 - number}", port, "open"] for port in PORTS]},
+        "allreduce replica-0": {"rows": rows, "nccl": NCCL_IB},
+    })  # fmt: skip
+
+
+PORTS = [8000, 20000, 20499, 20999, 60999]
+NCCL_IB = (RECORDED / "nccl.ib.txt").read_text().splitlines()
+NCCL_SOCKET = (RECORDED / "nccl.socket.txt").read_text().splitlines()
+RANKS = Ranks(replica="replica-0", slot=0, hosts=("gpu1", "gpu2"), address="10.0.0.1", port=29501, gpus=2,
+              backend="nccl")  # fmt: skip
+
+
 def expected(number: int, **other: Any) -> Expected:
     return Expected(**{
         "address": f"10.0.0.{number}", "gpus": 2, "gpu": "H100", "cuda": "13.0.96",
         "environment": "/opt/rackserve/runtime/cuda-0", "ports": [(8000, 8000), (20000, 20999)],
         "weights": WEIGHTS, "weights_bytes": 140 * GiB, "peers": {f"gpu{3 - number}": f"10.0.0.{3 - number}"},
-        "nccl": _NCCL, "replicas": ["replica-0"],
+        "nccl": _NCCL, "replicas": ["replica-0"], "loads": 70 * GiB, "ranks": [RANKS],
+        "reaches": {f"gpu{3 - number}": PORTS}, "listens": PORTS,
         "plan": "llama: 1 replica, TP 2 x PP 2" if number == 1 else "", **other,
     })  # fmt: skip
 
 
 def healthy(**other: Any) -> list[Host]:
     """gpu1 and gpu2, with which nothing is wrong."""
-    return [Host(name=f"gpu{n}", expected=expected(n, **other), seen=seen(n)) for n in (1, 2)]
+    return [
+        Host(name=f"gpu{n}", expected=expected(n, **other), seen=seen(n), measured=measured(n))
+        for n in (1, 2)
+    ]

@@ -6,7 +6,7 @@ import pytest
 
 from roles.doctor import CHECKS, Expected, Host, examine, registry
 from roles.doctor.check import STATUSES
-from tests.seen import H100, SMI, WEIGHTS, GiB, healthy
+from tests.seen import H100, NCCL_IB, SMI, WEIGHTS, GiB, healthy
 
 OTHERS = "/user.slice/session-3.scope"
 STRAY = [31, "raylet", OTHERS]
@@ -34,6 +34,13 @@ def smi(old, new):
     return set_to("nvidia_smi", SMI.replace(old, new))
 
 
+class measuring:
+    """A change of what was measured on both."""
+
+    def __init__(self, key, found):
+        self.measured = {key: found}
+
+
 def promised(**other):
     """A change of what is expected, not of what is seen."""
     return other
@@ -46,8 +53,12 @@ BROKEN = {
     "cpu.governor": (set_to("hardware governors", ["powersave"]), "warn", "powersave"),
     "disk.full": (set_to("folders /tmp free", 20 * GiB), "warn", "98.0% full"),
     "disk.inodes": (set_to("folders /tmp inodes_free", 12), "fail", "12 inodes"),
+    "disk.speed": (measuring("disk", {"folder": "/srv", "direct": True, "wrote": [GiB, 9], "read": [GiB, 4]}),
+                   "warn", "reads 0.268 GB/s, writes 0.119 GB/s"),
     "disk.space": (set_to("folders /opt/rackserve free", 200 * 2**20), "fail", "/opt/rackserve: 200 MiB"),
     "env.there": (set_to("installed", ["torch-2.14.0"]), "fail", "no ray"),
+    "gpu.allreduce": (measuring("allreduce replica-0", {"rows": [[GiB, 1.0]], "nccl": NCCL_IB}),
+                      "fail", "busbw 1.61 GB/s at 1 GiB"),
     "gpu.count": (set_to("nvidia_smi", H100), "fail", "2 promised, 1 found, 2 on the bus"),
     "gpu.cuda": (smi(": 13.0", ": 12.2"), "fail", "CUDA 12.2, vLLM's environment has 13.0.96"),
     "gpu.driver": (set_to("nvidia_smi", MISMATCH), "fail", "module 580.95.05, library 580.105"),
@@ -84,6 +95,8 @@ BROKEN = {
     "nccl.hcas": (set_to("nccl", "NCCL_SOCKET_IFNAME==eth1\nNCCL_IB_HCA==mlx5_4:1\n"), "warn",
                   "not told NCCL_IB_HCA==mlx5_0:1, told NCCL_IB_HCA==mlx5_4:1"),
     "net.address": (set_to("net", None), "fail", "no interface has 10.0.0.2"),
+    "net.reach": (measuring("connecting", {"rows": [["gpu2", 20000, "silent"]]}), "fail",
+                  "silent from gpu1, gpu2 to 20000"),
     "net.errors": (set_to("net rx_errors", 10**6), "warn", "1000000 errors"),
     "net.path": (set_to("peers 10.0.0.1", [True, False]), "fail", "9000 bytes do not reach gpu1"),
     "pci.acs": (set_to("bridges 0000:00:01.1", 0x1D), "warn", "1 of 2 bridges: 0000:00:01.1"),
@@ -122,6 +135,9 @@ def broken(change):
         return one, Host(name=two.name, expected=two.expected, lacks="no sudo (install it)")
     if change == "offset":
         return one, dataclasses.replace(two, offset=61.0)
+    if isinstance(change, measuring):
+        measured = [{**host.measured, **change.measured} for host in (one, two)]
+        return [dataclasses.replace(h, measured=m) for h, m in zip((one, two), measured, strict=True)]
     if isinstance(change, dict):
         return one, dataclasses.replace(two, expected=dataclasses.replace(two.expected, **change))
     change(two.seen)
@@ -138,7 +154,8 @@ def test_every_check_passes_on_healthy_hosts_and_says_what_it_saw():
 @pytest.mark.parametrize("id", sorted(BROKEN))
 def test_a_check_speaks_when_its_case_is_there(id):
     change, status, words = BROKEN[id]
-    (finding,) = [one for one in examine(broken(change)) if one.id == id and one.host == "gpu2"]
+    on = "gpu1" if id == "gpu.allreduce" else "gpu2"  # where a replica has its first rank
+    (finding,) = [one for one in examine(broken(change)) if one.id == id and one.host == on]
     assert (finding.status, finding.title, finding.reference) == (
         status, CHECKS[id].title, CHECKS[id].reference,
     )  # fmt: skip
@@ -268,7 +285,9 @@ def test_the_registry_can_be_listed_and_each_row_is_whole():
     rows = registry()
     assert {row["id"] for row in rows} == set(CHECKS) and len(rows) >= 40
     for row in rows:
-        assert set(row) == {"id", "title", "looks_at", "fix", "reference"} and all(row.values())
+        assert set(row) == {"id", "title", "looks_at", "fix", "reference", "deep"}
+        assert all(value for key, value in row.items() if key != "deep")
+    assert {row["id"] for row in rows if row["deep"]} == {"disk.speed", "net.reach", "gpu.allreduce"}
 
 
 @pytest.mark.parametrize(("change", "status", "words"), [

@@ -98,7 +98,8 @@ SWARM = [
 ]
 
 
-DOCTOR = [str(path) for path in sources("roles/doctor/node")]
+#: All but the one for vLLM's Python.
+DOCTOR = [str(path) for path in sources("roles/doctor/node") if path.stem != "allreduce"]
 GANG = [str(path) for path in sources("roles/gang/node")]
 SYSTEM = ["roles/lock/lock.py", "roles/replicas/look.py", "roles/gateway/admin.py"]
 

@@ -38,6 +38,19 @@ def warned(evidence: str, fix: str = "") -> Verdict:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """A replica of several GPUs: what reduces together, and where it meets."""
+
+    replica: str
+    slot: int  # replicas of the same slot have no host in common
+    hosts: Sequence[str]  # in the order of their ranks
+    address: str  # of the first
+    port: int
+    gpus: int  # on each
+    backend: str  # nccl or gloo
+
+
+@dataclass(frozen=True, kw_only=True)
 class Expected:
     """What the inventory and its plan say of a host."""
 
@@ -56,6 +69,12 @@ class Expected:
     no_nccl: str = ""  # or why nothing can be
     plan: str = ""  # of the whole cluster; said once, of its control host
     no_plan: str = ""  # or why there is none
+    loads: int = 0  # bytes of the weights that are read here when a replica starts
+    ranks: Sequence[Ranks] = ()  # it is among
+    reaches: Mapping[str, Sequence[int]] = field(default_factory=dict)  # {host: its ports} for serving
+    listens: Sequence[int] = ()  # those of its own that others must reach
+    environment_of: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # {replica: its ranks'}
+    names_hcas: bool = False  # the inventory does, not only /etc/nccl.conf
 
     @property
     def needs_gpus(self) -> bool:
@@ -71,12 +90,22 @@ class Host:
     seen: Mapping[str, Any] | None = None
     lacks: str = ""  # why nothing was seen
     offset: float = 0.0  # seconds that its clock is away from ours, beyond what asking took
+    measured: Mapping[str, Any] | None = None  # by --deep, see measure.py
 
     def get(self, key: str) -> Any:
         """What was seen; Unclear when that could not be read."""
         value = (self.seen or {}).get(key)
         if value is None:
             raise Unclear(f"{key} could not be read")
+        return value
+
+    def measure(self, key: str) -> Any:
+        """What was measured; Unclear says why it was not."""
+        value = (self.measured or {}).get(key)
+        if value is None:
+            raise Unclear("it was not measured")
+        if "error" in value:
+            raise Unclear(value["error"])
         return value
 
 
@@ -96,6 +125,7 @@ class Check:
     judge: Callable[..., Any]
     across: bool = False
     gpus_only: bool = False
+    deep: bool = False  # it judges what only --deep measures
 
 
 #: Every check there is, by id.

@@ -36,12 +36,13 @@ def _checks() -> list[Check]:
     return sorted(CHECKS.values(), key=lambda check: check.id)
 
 
-def registry() -> list[dict[str, str]]:
+def registry() -> list[dict[str, Any]]:
     """Every check: what `rackserve doctor --list` shows."""
     return [
         {
             "id": one.id, "title": one.title, "looks_at": one.looks_at,
             "fix": one.fix.replace("{{", "{").replace("}}", "}"), "reference": one.reference,
+            "deep": one.deep,
         }
         for one in _checks()
     ]  # fmt: skip
@@ -51,6 +52,8 @@ def _findings(check: Check, hosts: Sequence[Host]) -> Iterator[Finding]:
     of = [host for host in hosts if host.expected.needs_gpus or not check.gpus_only]
     if check.id != "host.reach":
         of = [host for host in of if host.seen is not None]
+    if check.deep:
+        of = [host for host in of if host.measured is not None]
     if check.across:
         verdicts = check.judge(of)
         yield from (_finding(check, host, verdicts[host.name]) for host in of if host.name in verdicts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,10 @@ for name, source in json.loads({sources!r}).items():
 """
 
 
-def program() -> str:
-    """look.py and what it imports, as one script."""
-    sources = {name: (NODE / f"{name}.py").read_text() for name in MODULES}
-    return _BEGIN.format(sources=json.dumps(sources)) + (NODE / "look.py").read_text()
+def program(main: str = "look", imports: Sequence[str] = MODULES) -> str:
+    """A program of node/ and what it imports, as one script."""
+    sources = {name: (NODE / f"{name}.py").read_text() for name in imports}
+    return _BEGIN.format(sources=json.dumps(sources)) + (NODE / f"{main}.py").read_text()
 
 
 class Look(FactBase["dict[str, Any] | None"]):

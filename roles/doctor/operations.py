@@ -15,9 +15,10 @@ from roles import remote
 from .check import Expected, Host
 from .examine import Finding, examine
 from .facts import Look
+from .measure import SEEN, measured
 
-#: What `looked` saw in this run, and what follows from it.
-_seen: dict[str, Host] = {}
+#: What `looked` was asked in this run, and what follows from it.
+_looked: dict[str, Host] = {}
 _found: list[Finding] = []
 
 
@@ -36,14 +37,15 @@ def look(on: PyinfraHost, expected: Expected) -> Host:
         return Host(name=on.name, expected=expected, lacks="root's python3 could not be asked there")
     theirs = seen["time"]
     offset = min(theirs - before, 0.0) + max(theirs - time.time(), 0.0)
-    return Host(name=on.name, expected=expected, seen=seen, offset=offset)
+    SEEN[on.name] = Host(name=on.name, expected=expected, seen=seen, offset=offset)
+    return SEEN[on.name]
 
 
 @operation()
 def looked(expected: Expected) -> Iterator[str]:
     """Look at this host; changes nothing, and is not done by --dry."""
     if state.is_executing:
-        _seen[host.name] = look(state.inventory.get_host(host.name), expected)
+        _looked[host.name] = look(state.inventory.get_host(host.name), expected)
     host.noop("looked")
     return
     yield
@@ -54,7 +56,7 @@ def sound() -> Iterator[StringCommand]:
     """Nothing, when no check fails on this host; else it fails, saying which and what to do."""
     if state.is_executing:
         if not _found:
-            _found.extend(examine(list(_seen.values())))
+            _found.extend(examine(measured(list(_looked.values()))))
         wrong = [one for one in _found if one.host == host.name and one.status == "fail"]
         if wrong:
             said = "; ".join(f"{one.id}: {one.evidence} (fix: {one.fix})" for one in wrong)

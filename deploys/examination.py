@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
+from itertools import permutations
 from threading import Lock
 
-from pyinfra import state
+from pyinfra import host, state
 from pyinfra.api.exceptions import PyinfraError
 
 from models.errors import BadInput
 from models.plan import Plan, Replica
 from models.weights import stored_bytes
-from roles import doctor, gateway, runtime, weights
+from roles import doctor, gateway, nccl, runtime, service, weights
 
 from . import fabric
 from .cluster import Cluster, gateways_of, reached
@@ -20,6 +22,9 @@ from .settings import Settings
 
 #: Echo requests go to so many of the hosts that follow in the inventory.
 NEIGHBOURS = 8
+
+#: One of those that NCCL, Gloo and vLLM's messages take by chance: a firewall must let them through, too.
+EPHEMERAL = 60999
 
 _planning = Lock()
 
@@ -49,7 +54,39 @@ def expected(name: str) -> doctor.Expected:
         nccl=told,
         no_nccl=untold,
         no_plan=made if first and isinstance(made, str) else "",
+        loads=max((_loaded(its, replica) for replica in mine), default=0) if its else 0,
+        ranks=[_ranks(replica, own) for replica in mine if replica.split.gpus > 1],
+        reaches=_reaches().get(name, {}),
+        listens=sorted({port for ports in _reaches().values() for port in ports.get(name, ())}),
+        environment_of={replica.name: _ranks_environment(replica, own) for replica in mine},
+        names_hcas=isinstance(own.hcas, str) and own.hcas != nccl.AUTO,
     )
+
+
+def measure(of: str = "") -> None:
+    """What `--deep` does on all hosts, step by step; each step ends on all before the next begins.
+
+    + of: only on the hosts of this replica
+    """
+    _measure("disk", "disk.speed: writing and reading, on all hosts at once", of)
+    doctor.begun(name="Listen where it will be listened", what="listening",
+                 step="net.reach: every pair of a replica, every port", of=of)  # fmt: skip
+    _measure("connecting", "net.reach: connecting", of)
+    doctor.ended(name="Listen no more", what="listening", of=of)
+    for slot in host.loop(_slots()):
+        _measure("allreduce", f"gpu.allreduce: the replicas of slot {slot}", of, slot)
+
+
+def _measure(what: str, step: str, of: str, slot: int = 0) -> None:
+    doctor.begun(name=f"Begin: {step}", what=what, step=step, of=of, slot=slot)
+    doctor.ended(name=f"End: {step}", what=what, of=of, slot=slot)
+
+
+def _slots() -> list[int]:
+    """Replicas of the same one have no host in common, and are measured side by side."""
+    made = plans()
+    replicas = [] if isinstance(made, str) else [one for its in made for one in its.replicas]
+    return sorted({replica.ports.slot for replica in replicas if replica.split.gpus > 1})
 
 
 def plans() -> list[Plan] | str:
@@ -104,11 +141,56 @@ def _ports(replica: Replica, name: str, own: Settings) -> list[tuple[int, int]]:
 
 
 def _gateway_ports(name: str, own: Settings) -> list[tuple[int, int]]:
+    here = name in _gateways(own)
+    return [(port, port) for port in (own.gateway_port, gateway.STATISTICS)] if here else []
+
+
+def _gateways(own: Settings) -> list[str]:
     try:
-        here = name in gateways_of(_cluster(), own)
+        return gateways_of(_cluster(), own)
     except BadInput:
         return []  # preflight says so
-    return [(port, port) for port in (own.gateway_port, gateway.STATISTICS)] if here else []
+
+
+def _loaded(made: Plan, replica: Replica) -> int:
+    """Bytes of the weights that each of its hosts reads."""
+    return stored_bytes(made.model.architecture) // len(replica.nodes)
+
+
+def _ranks(replica: Replica, own: Settings) -> doctor.Ranks:
+    return doctor.Ranks(
+        replica=replica.name, slot=replica.ports.slot, hosts=replica.hosts, address=replica.head.address,
+        port=replica.ports.master, gpus=replica.gpus_per_node,
+        backend="nccl" if own.runtime == "cuda" else "gloo",
+    )  # fmt: skip
+
+
+def _ranks_environment(replica: Replica, own: Settings) -> dict[str, str]:
+    """Of what its units are told, what concerns the way between the ranks."""
+    chosen = {key: value for key, value in own.vllm_env.items() if key.startswith(("NCCL_", "GLOO_"))}
+    return {**service.devices(replica), **nccl.everywhere(own.roce_traffic_class), **chosen}
+
+
+@cache
+def _reaches() -> dict[str, dict[str, list[int]]]:
+    """{host: {host: ports there}} that serving needs."""
+    made = plans()
+    found: dict[str, dict[str, set[int]]] = {}
+    for replica in [] if isinstance(made, str) else [one for its in made for one in its.replicas]:
+        for name, to in permutations(replica.hosts, 2):
+            ports = {*sample(_ports(replica, to, _cluster().hosts[to])), EPHEMERAL}
+            found.setdefault(name, {}).setdefault(to, set()).update(ports)
+        head = replica.head.name
+        for name in _gateways(_cluster().hosts[head]):
+            if name != head:
+                ports = {replica.ports.api, replica.ports.health}
+                found.setdefault(name, {}).setdefault(head, set()).update(ports)
+    return {name: {to: sorted(ports) for to, ports in its.items()} for name, its in found.items()}
+
+
+def sample(ports: Iterable[tuple[int, int]]) -> list[int]:
+    """Of a range its first, its middle and its last."""
+    return sorted({port for low, high in ports for port in (low, (low + high) // 2, high)})
 
 
 def _described(made: Plan) -> str:

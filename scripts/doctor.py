@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -20,21 +23,24 @@ LINES = 3000  # of each host's journals
 @click.command()
 @inventory_option
 @click.option("--replica", metavar="R", help="Only the hosts of this replica: replica-0, or 0.")
+@click.option("--deep", is_flag=True, help="Measure as well: disks, every port of every pair, GPUs.")
 @click.option("--list", "listing", is_flag=True, help="Show every check there is; ask no host.")
 @click.option("--logs", is_flag=True, help="Look for known causes in the units' journals instead.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
-def doctor(inventory: str, replica: str | None, listing: bool, logs: bool, as_json: bool) -> None:
+def doctor(inventory: str, replica: str | None, deep: bool, listing: bool, logs: bool, as_json: bool) -> None:
     """Look at every host, and say what is wrong, how one sees it and what mends it.
 
-    Reads only, also on a host that was never provisioned. Exits 1 when a check fails, or with --logs
-    when a cause was found.
+    Reads only, also on a host that was never provisioned. With --deep it writes and sends, for a minute
+    or two, and leaves nothing. Exits 1 when a check fails, or with --logs when a cause was found.
     """
+    if deep and logs:
+        raise Refused("--deep and --logs: one at a time")
     if listing:
         _list(as_json)
     elif logs:
         _logs(inventory, _replica(replica), as_json)
     else:
-        _examine(inventory, _replica(replica), as_json)
+        _examine(inventory, _replica(replica), deep, as_json)
 
 
 def _replica(given: str | None) -> str | None:
@@ -49,19 +55,20 @@ def _list(as_json: bool) -> None:
         click.echo(json.dumps(rows, indent=1))
         return
     for row in rows:
-        click.echo(f"{row['id']:18} {row['title']}  ({row['reference']})\n{'':18} fix: {row['fix']}")
+        title = f"{row['title']} (--deep)" if row["deep"] else row["title"]
+        click.echo(f"{row['id']:18} {title}  ({row['reference']})\n{'':18} fix: {row['fix']}")
 
 
-def _examine(inventory: str, replica: str | None, as_json: bool) -> None:
-    hosts = _hosts(inventory)
+def _examine(inventory: str, replica: str | None, deep: bool, as_json: bool) -> None:
+    hosts = _hosts(inventory, ["_deep=True", f"_replica={replica or ''}"] if deep else [])
     if replica:
         known = sorted({name for host in hosts for name in host.expected.replicas})
         hosts = [host for host in hosts if replica in host.expected.replicas]
         if not hosts:
             raise Refused(f"no {replica} in the plan; there are: {', '.join(known) or 'none'}")
-    from roles.doctor import examine
+    from roles.doctor import examine, measured
 
-    rows = [finding.as_row() for finding in examine(hosts)]
+    rows = [finding.as_row() for finding in examine(measured(hosts))]
     if as_json:
         click.echo(json.dumps(rows, indent=1))
     else:
@@ -70,12 +77,15 @@ def _examine(inventory: str, replica: str | None, as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-def _hosts(inventory: str) -> list[Any]:
+def _hosts(inventory: str, data: Sequence[str]) -> list[Any]:
     """What was seen on each host of the inventory; one out of reach is among them."""
-    path = runner.inventory_path(inventory)
+    words = [runner.inventory_path(inventory), "deploys/doctor.py", "-y"]
+    words += [word for one in data for word in ("--data", one)]
+    if data:
+        _show_steps()
     try:
         with runner.quietly(also_vague=True):
-            runner.run([path, "deploys/doctor.py", "-y"])
+            runner.run(words)
     except Failed:
         if not runner.hosts():
             raise
@@ -89,6 +99,16 @@ def _hosts(inventory: str) -> list[Any]:
         )
         for name in runner.hosts()
     ]
+
+
+def _show_steps() -> None:
+    """Of what takes a while; stdout is for the findings."""
+    import pyinfra_cli  # noqa: F401  (first: it patches sockets and threads)
+
+    from roles.doctor import watch
+
+    screen, started = sys.stderr, time.monotonic()
+    watch(lambda step: click.echo(f"{time.monotonic() - started:4.0f} s  {step}", file=screen))
 
 
 def _print(rows: list[dict[str, Any]], hosts: int) -> None:

@@ -7,17 +7,22 @@ import pytest
 
 from roles.doctor import CHECKS
 from roles.doctor.facts import Look, program
-from tests.seen import seen
+from tests.seen import NCCL_IB, NCCL_SOCKET, PORTS, WEIGHTS, measured, seen
 from tests.test_cli import QUICK, rackserve, refused
 
 
 @pytest.fixture
 def answering(tmp_path):
-    """answering({1: what gpu1 sees, 2: None}): an inventory; None: nothing could be asked there."""
+    """answering({1: what gpu1 sees, 2: None}): an inventory; None: nothing could be asked there.
 
-    def made(hosts, **data):
+    + measured: {1: {what: what was measured on gpu1}}
+    """
+
+    def made(hosts, measured=None, **data):
         def of(number, saw):
             says = {"python3 -I -c": json.dumps({**saw, "time": 4e9})} if saw else {}
+            for what, found in (measured or {}).get(number, {}).items():
+                says[f"/run/rackserve-doctor-{what}/answer"] = json.dumps(found)
             # The command of an operation that cannot go on; on a fake host it too succeeds.
             says[re.compile("^false$")] = {"success": False}
             own = {"address": f"10.0.0.{number}", "interface": "eth1", "gpus": 2, "gpu": "H100"}
@@ -36,7 +41,8 @@ def test_the_list_is_the_registry_and_asks_no_host():
     rows = json.loads(done.stdout)
     assert done.returncode == 0 and {row["id"] for row in rows} == set(CHECKS)
     assert all({"id", "title", "fix", "reference"} <= set(row) for row in rows)
-    assert "gpu.fabric" in rackserve("doctor", "--list").stdout
+    said = rackserve("doctor", "--list").stdout
+    assert "gpu.fabric" in said and said.count("(--deep)") == 3
 
 
 def test_findings_of_all_hosts_and_an_exit_code_that_says_whether_one_fails(answering):
@@ -96,6 +102,89 @@ def test_only_the_hosts_of_a_replica(answering):
     assert {row["host"] for row in json.loads(done.stdout)} == {"@fake/gpu2"}
     said = refused(rackserve("doctor", "--replica", "7", "-i", inventory))
     assert said == "no replica-7 in the plan; there are: replica-0, replica-1"
+
+
+TWO_NODES = {"model": "llama-3.1-70b-instruct", "tensor_parallel": 2, "pipeline_parallel": 2, "gpu": "H200",
+             "context": 2048, "weights_path": WEIGHTS}  # fmt: skip
+DEEP = ("disk.speed", "net.reach", "gpu.allreduce")
+
+
+def idle(number):
+    return {**seen(number), "units": [], "gpu_cgroups": {}}
+
+
+def found(number, how="open", nccl=NCCL_IB):
+    """What is measured on a host of two; gpu1 is told `how` where it connects to port 20000."""
+    rows = [
+        [f"@fake/gpu{3 - number}", port, how if (number, port) == (1, 20000) else "open"] for port in PORTS
+    ]
+    its = measured(number)
+    reduced = {**its["allreduce replica-0"], "nccl": nccl}
+    return {
+        "disk": its["disk"],
+        "listening": its["listening"],
+        "connecting": {"rows": rows},
+        "allreduce": reduced,
+    }
+
+
+def deep_rows(done):
+    return {
+        row["id"]: row for row in json.loads(done.stdout) if row["id"] in DEEP and row["status"] != "pass"
+    }
+
+
+def test_deep_measures_says_what_it_does_and_adds_its_rows(answering):
+    inventory = answering({1: idle(1), 2: idle(2)}, {n: found(n) for n in (1, 2)}, **TWO_NODES)
+    done = rackserve("doctor", "--deep", "--json", "-i", inventory)
+    rows = json.loads(done.stdout)
+    deep = [(row["id"], row["host"], row["status"]) for row in rows if row["id"] in DEEP]
+    assert sorted(deep) == [
+        ("disk.speed", "@fake/gpu1", "pass"), ("disk.speed", "@fake/gpu2", "pass"),
+        ("gpu.allreduce", "@fake/gpu1", "pass"),
+        ("net.reach", "@fake/gpu1", "pass"), ("net.reach", "@fake/gpu2", "pass"),
+    ]  # fmt: skip
+    steps = [line for line in done.stderr.splitlines() if " s  " in line]
+    assert [line.split()[2].rstrip(":") for line in steps] == [
+        "disk.speed",
+        "net.reach",
+        "net.reach",
+        "gpu.allreduce",
+    ]
+    plain = rackserve("doctor", "--json", "-i", inventory)
+    assert not {row["id"] for row in json.loads(plain.stdout)} & {*DEEP} and not plain.stderr
+
+
+def test_deep_names_who_does_not_reach_whom_and_what_it_would_serve_over(answering):
+    told = {1: found(1, how="silent", nccl=NCCL_SOCKET), 2: found(2)}
+    done = rackserve("doctor", "--deep", "--json", "-i",
+                     answering({1: idle(1), 2: idle(2)}, told, hcas="mlx5_0", **TWO_NODES))  # fmt: skip
+    rows = deep_rows(done)
+    assert done.returncode == 1 and set(rows) == {"net.reach", "gpu.allreduce"}
+    assert rows["net.reach"]["host"] == "@fake/gpu2"
+    assert rows["net.reach"]["evidence"] == "silent from @fake/gpu1 to 20000 (a firewall drops them)"
+    assert "it would serve over TCP, and `hcas` of @fake/gpu1" in rows["gpu.allreduce"]["evidence"]
+
+
+def test_deep_leaves_alone_what_serves_and_says_what_ended_badly(answering):
+    told = {n: {**found(n), "disk": "Killed"} for n in (1, 2)}
+    rows = deep_rows(rackserve("doctor", "--deep", "--json", "--replica", "0", "-i",
+                               answering({1: seen(1), 2: seen(2)}, told, **TWO_NODES)))  # fmt: skip
+    assert {row["status"] for row in rows.values()} == {"unknown"}
+    assert "serves (rackserve-replica-0-vllm" in rows["gpu.allreduce"]["evidence"]
+    assert "Killed" in rows["disk.speed"]["evidence"]
+
+
+def test_deep_and_logs_are_two_commands(answering):
+    assert "one at a time" in refused(rackserve("doctor", "--deep", "--logs", "-i", answering({1: seen(1)})))
+
+
+def test_deep_preflight_refuses_to_serve_over_tcp(answering):
+    told = {1: found(1, nccl=NCCL_SOCKET), 2: found(2)}
+    inventory = answering({1: idle(1), 2: idle(2)}, told, hcas="mlx5_0", **TWO_NODES)
+    done = rackserve("deploy", "preflight_deep", "-i", inventory)
+    assert done.returncode == 1 and "@fake/gpu1: gpu.allreduce: replica-0: " in done.stderr
+    assert "it would serve over TCP" in done.stderr
 
 
 def test_bad_input_is_refused_as_elsewhere(answering):

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 import pytest
 
 from tests.lab.node import Node
-from tests.lab.shell import run
-from tests.lab.testing import belongings, pyinfra, rackserve
+from tests.lab.shell import inside, run
+from tests.lab.testing import BIN, belongings, pyinfra, rackserve
+from tests.lab.testing import run as command
 
 pytestmark = pytest.mark.lab
 
@@ -177,6 +178,37 @@ def test_preflight_ends_the_run_before_anything_is_changed(lab: list[Node]) -> N
     (line,) = [line for line in done.said.splitlines() if line.startswith("rackserve: ")]
     assert done.code == 1 and line.startswith("rackserve: node2: host.name: node2 resolves to 127.0.1.1")
     assert belongings(lab[2]) == before
+
+
+def firewall(node: Node, verb: str, *rule: str) -> None:
+    """iptables of this machine in the network of a node, which has none of its own."""
+    init = min(inside(node.folder / "disk/upper"))
+    run("nsenter", "--target", str(init), "--net", "iptables", verb, "INPUT", *rule)
+
+
+def test_deep_measures_and_names_a_port_that_a_firewall_drops(lab: list[Node]) -> None:
+    before, rule = belongings(lab[1]), ("-p", "tcp", "--dport", "20000", "-j", "DROP")
+    firewall(lab[1], "-I", *rule)
+    try:
+        done = command(BIN / "rackserve", "doctor", "-i", "lab", "--deep", "--json")
+    finally:
+        firewall(lab[1], "-D", *rule)
+    rows = json.loads(done.stdout)
+    for node in lab:
+        disk = found(node.name, "disk.speed", rows)
+        assert (
+            disk["status"] in ("pass", "warn") and "GB/s in /" in disk["evidence"]
+        )  # its speed is this machine's
+    assert found("node1", "net.reach", rows)["status"] == "pass"
+    shut = found("node2", "net.reach", rows)
+    assert (
+        shut["evidence"] == "silent from node1 to 20000 (a firewall drops them)" and shut["status"] == "fail"
+    )
+    gate = found("node1", "gpu.allreduce", rows)
+    assert gate["status"] in ("pass", "warn") and "2 ranks on node1, node2, busbw" in gate["evidence"]
+    assert "over TCP by Gloo" in gate["evidence"] and "gpu.allreduce" in done.stderr
+    assert done.returncode == 1 and belongings(lab[1]) == before
+    assert not any(node.sudo("ls -d /run/rackserve-doctor-* 2>/dev/null || true").strip() for node in lab)
 
 
 def saying(line: str) -> str:

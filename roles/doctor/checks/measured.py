@@ -30,7 +30,7 @@ def disk_speed(host: Host) -> Verdict | None:
         said += ", through the page cache (no O_DIRECT there)"
     if host.expected.loads:
         took = host.expected.loads / read
-        said += f"; its {host.expected.loads / 1e9:.1f} GB of weights load in {took:.0f} s at best"
+        said += f"; the {size(host.expected.loads)} of weights that it loads take {took:.0f} s at best"
     return warned(said) if read < READS or wrote < WRITES else passed(said)
 
 
@@ -153,7 +153,7 @@ def _figures(ranks: Ranks, rows: Sequence[Sequence[float]]) -> tuple[float, str]
     rates = {int(length): busbw(int(length), seconds, count) for length, seconds in rows}
     at = max(rates, key=lambda length: rates[length])
     small, took = rows[0]
-    return rates[at], f"busbw {_rate(rates[at])} at {size(at)}; {size(small)} in {took * 1e6:.0f} us"
+    return rates[at], f"busbw {_rate(rates[at])} at {size(at)}; {size(small)} in {took * 1e3:.3g} ms"
 
 
 def _promise(hosts: Sequence[Host]) -> str:

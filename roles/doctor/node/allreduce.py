@@ -18,6 +18,7 @@ from datetime import timedelta
 from answering import answer, attempted
 
 SIZES = (2**10, 2**16, 2**20, 2**24, 2**28, 2**30)
+BULK = 2**20  # beyond it time grows with size
 TIMES = 20  # of each size, as nccl-tests
 EACH = 1.0  # seconds for those
 LINES = 400  # of NCCL's log
@@ -80,7 +81,7 @@ class Ranks:
         rows, until = [], time.monotonic() + limit
         for size in SIZES:
             left = -self.agreed(time.monotonic() - until)
-            if size > most or (rows and 3 * rows[-1][1] * size / rows[-1][0] > left):
+            if size > most or (size > BULK and 3 * rows[-1][1] * size / rows[-1][0] > left):
                 break
             rows.append([size, self.one(size)])
         return rows

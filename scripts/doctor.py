@@ -13,7 +13,7 @@ import click
 
 from scripts import runner
 from scripts.deploy import inventory_option
-from scripts.refusal import Failed, Refused
+from scripts.refusal import Failed, Interrupted, Refused
 from scripts.status import look
 
 COLORS = {"fail": "red", "warn": "yellow", "unknown": "cyan", "pass": "green"}
@@ -86,8 +86,8 @@ def _hosts(inventory: str, data: Sequence[str]) -> list[Any]:
     try:
         with runner.quietly(also_vague=True):
             runner.run(words)
-    except Failed:
-        if not runner.hosts():
+    except Failed as error:
+        if isinstance(error, Interrupted) or not runner.hosts():
             raise
     from roles.doctor import Expected, Host
 

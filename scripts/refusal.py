@@ -18,3 +18,7 @@ class Failed(Refused):
     """It was tried and did not work: one line on stderr, exit code 1."""
 
     exit_code = 1
+
+
+class Interrupted(Failed):
+    """By Ctrl-C: what is known by then is not all."""

@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from scripts.refusal import Failed, Refused
+from scripts.refusal import Failed, Interrupted, Refused
 
 #: Where inventories/ and deploys/ are; pyinfra's paths are relative to it.
 REPOSITORY = Path(__file__).parent.parent
@@ -87,7 +87,7 @@ def run(arguments: Sequence[str]) -> None:
             raise _mistyped(error.exception) from None
         raise
     except (KeyboardInterrupt, click.Abort):
-        raise Failed("interrupted; run it again to finish what was begun") from None
+        raise Interrupted("interrupted; run it again to finish what was begun") from None
     _require_hosts()
     if not {"--dry", "--debug-facts", "--debug-operations"} & {*arguments} and not _executed():
         raise Failed("nothing was done: that was no Enter at the question above")

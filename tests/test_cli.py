@@ -389,5 +389,5 @@ def test_ctrl_c_ends_a_run_at_once_whatever_runs_on_the_hosts(tmp_path):
             running.send_signal(signal.SIGINT)
             time.sleep(0.001)
         _, said = running.communicate(timeout=15)
-    assert running.returncode and "Failed: interrupted; run it again to finish what was begun" in said
+    assert running.returncode and "Interrupted: interrupted; run it again to finish what was begun" in said
     assert "Go on" not in said

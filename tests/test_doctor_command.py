@@ -7,6 +7,9 @@ import pytest
 
 from roles.doctor import CHECKS
 from roles.doctor.facts import Look, program
+from scripts import runner
+from scripts.doctor import _hosts
+from scripts.refusal import Interrupted
 from tests.seen import NCCL_IB, NCCL_SOCKET, PORTS, WEIGHTS, measured, seen
 from tests.test_cli import QUICK, rackserve, refused
 
@@ -185,6 +188,16 @@ def test_deep_preflight_refuses_to_serve_over_tcp(answering):
     done = rackserve("deploy", "preflight_deep", "-i", inventory)
     assert done.returncode == 1 and "@fake/gpu1: gpu.allreduce: replica-0: " in done.stderr
     assert "it would serve over TCP" in done.stderr
+
+
+def test_what_was_seen_until_ctrl_c_is_no_result(monkeypatch):
+    def interrupted(words):
+        raise Interrupted("interrupted")
+
+    monkeypatch.setattr(runner, "run", interrupted)
+    monkeypatch.setattr(runner, "hosts", lambda: ["gpu1"])
+    with pytest.raises(Interrupted):
+        _hosts("cluster", [])
 
 
 def test_bad_input_is_refused_as_elsewhere(answering):

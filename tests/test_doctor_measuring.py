@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -13,8 +14,9 @@ import pytest
 
 from roles.doctor.check import Unclear
 from roles.doctor.facts import NODE, program
+from roles.doctor.measure import _start as started
 from roles.doctor.measure import answered
-from roles.doctor.tasks import LIMITS, allreduce, connecting, disk, listening
+from roles.doctor.tasks import LIMITS, Task, allreduce, connecting, disk, listening
 from tests.seen import PORTS, RANKS, WEIGHTS, healthy
 
 NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root has iptables; `make test` is root")
@@ -148,6 +150,24 @@ def test_everyone_listens_and_connects_but_to_those_that_are_away():
     assert listening(hosts["gpu1"]).asked == {"ports": PORTS}
     assert connecting(hosts["gpu1"], hosts).asked["targets"] == [["gpu2", "10.0.0.2", port] for port in PORTS]
     assert connecting(hosts["gpu1"], {"gpu1": hosts["gpu1"]}) is None
+
+
+def test_nobody_connects_before_all_listen_and_no_other_program_is_waited_for():
+    hosts = idle()
+    begins = {task.program: started(task) for task in (
+        listening(hosts["gpu1"]), connecting(hosts["gpu1"], hosts), disk(hosts["gpu1"]),
+        allreduce(hosts["gpu1"], RANKS, hosts),
+    )}  # fmt: skip
+    waits = {name for name, script in begins.items() if "until test -e /run/rackserve-doctor-" in script}
+    assert waits == {"listening"}
+    for name, script in begins.items():
+        assert subprocess.run(["sh", "-n", "-c", script]).returncode == 0
+        assert f"--property=RuntimeMaxSec={LIMITS[name]}" in script and len(script) < 100_000
+
+
+def test_nothing_of_what_is_asked_is_a_variable_to_systemd():
+    script = started(Task("disk", {"folder": "/srv/$HOME"}))
+    assert "$" not in script and json.loads(shlex.split(script)[-1]) == {"folder": "/srv/$HOME"}
 
 
 def test_ranks_meet_at_the_head_with_what_serving_would_be_told():

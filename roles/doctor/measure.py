@@ -159,17 +159,21 @@ def _start(task: Task) -> str:
     words = ["systemd-run", "--quiet", "--collect", f"--unit={name}",
              *(f"--property={key}={value}" for key, value in properties.items()),
              task.python, "-I", "-", asked]  # fmt: skip
-    return f"systemctl stop {name} 2>/dev/null; {shlex.join(words)}"
+    begin = f"systemctl stop {name} 2>/dev/null; {shlex.join(words)}"
+    return f"{begin} && {{ {_wait(name)}; }}" if task.is_ready_when_answered else begin
+
+
+def _wait(name: str) -> str:
+    """Until there is an answer, or nobody who would give one."""
+    return f"until test -e /run/{name}/answer || ! systemctl is-active --quiet {name}; do sleep 0.3; done"
 
 
 def _fetch(what: str) -> str:
     """Its answer as soon as there is one; else what its journal ends with."""
     name = unit(what)
-    there = f"/run/{name}/answer"
     last_words = f"journalctl _SYSTEMD_UNIT={name}.service --since=-{LIMITS[what]}s -n 3 -o cat -q --no-pager"
     return (
-        f"until test -e {there} || ! systemctl is-active --quiet {name}; do sleep 0.3; done; "
-        f"cat {there} 2>/dev/null || {last_words}; "
+        f"{_wait(name)}; cat /run/{name}/answer 2>/dev/null || {last_words}; "
         f"systemctl stop {name} 2>/dev/null; true"
     )
 

@@ -31,6 +31,7 @@ class Task:
     asked: Mapping[str, Any]
     python: str = SYSTEM
     user: str = "root"
+    is_ready_when_answered: bool = False  # what comes next builds on it
 
 
 def disk(host: Host) -> Task:
@@ -44,7 +45,7 @@ def disk(host: Host) -> Task:
 def listening(host: Host) -> Task | None:
     """None where nobody must reach it."""
     ports = sorted(host.expected.listens)
-    return Task("listening", {"ports": ports}) if ports else None
+    return Task("listening", {"ports": ports}, is_ready_when_answered=True) if ports else None
 
 
 def connecting(host: Host, others: Mapping[str, Host]) -> Task | None:

@@ -10,7 +10,7 @@ from pyinfra import host
 
 from models.release import Found, Release
 from models.rollout import Batch, Rollout, Step
-from roles import gang, gateway, health, releases, runtime, service, units
+from roles import gang, gateway, health, releases, runtime, service
 from roles.barrier import barrier
 
 from .cluster import gateways, here, on_control
@@ -22,22 +22,6 @@ PYTHON = f"{runtime.TOOLS}/bin/python"
 problems: dict[str, str] = {}
 answers: dict[str, str] = {}
 slow: dict[str, str] = {}
-
-
-def hand_over(rollout: Rollout) -> None:
-    """Hosts that become gateways know what answers; then those that were end, with their last answer."""
-    ours = host.get_fact(units.InstalledUnits, pattern=units.OURS)
-    if at_gateway() and gateway.UNIT not in ours and (serving := rollout.serving(0)):
-        gateway.serving(servers=[server(release) for release in serving], port=here().gateway_port)
-        for name in host.loop(rollout.answering):
-            gateway.seen(name=f"Wait until the gateway sees {name}", replica=name, otherwise=ignored)
-    barrier(name="Every gateway knows what answers")
-    if not at_gateway() and gateway.UNIT in ours:
-        gateway.ended(
-            name="Hand over to another gateway" if gateways() else "End the gateway",
-            timeout=here().drain_timeout, cut=here().cut,
-        )  # fmt: skip
-    barrier(name="No other host is a gateway")
 
 
 def retire(rollout: Rollout, entry: releases.Entry) -> None:

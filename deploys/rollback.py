@@ -5,7 +5,7 @@ A rollback that broke off is finished. The inventory is not changed: the next `s
 
 from pyinfra import host
 
-from deploys import releasing, replacing
+from deploys import handover, releasing, replacing
 from deploys.cluster import begin, gateways, on_control
 from roles import releases
 from roles.barrier import barrier
@@ -19,7 +19,7 @@ if on_control() and change:
     releases.begun(name="Say in the history what begins", entry=entry)
 barrier(name="The release of before is on its nodes")
 
-replacing.hand_over(change)
+handover.hand_over(change)
 if change.leaving:
     replacing.retire(change, entry)
 if gateways():  # a run that broke off may have left one out

@@ -6,7 +6,7 @@ broke off is finished by the next.
 
 from pyinfra import host
 
-from deploys import drivers, rebooting, releasing, replacing
+from deploys import drivers, handover, rebooting, releasing, replacing
 from deploys.cluster import begin, cluster, gateways, here, on_control, plan, planned
 from roles import gang, health, nvidia, releases, replicas, secret, units, vllm, weights
 from roles.barrier import barrier
@@ -40,7 +40,7 @@ if on_control() and change:
     releases.begun(name="Say in the history what begins", entry=entry)
 barrier(name="Every release is on its nodes")
 
-replacing.hand_over(change)
+handover.hand_over(change)
 if change.leaving:
     replacing.retire(change, entry)
 stays = [*change.names, *(["gateway"] if host.name in gateways() else [])]

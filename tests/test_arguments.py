@@ -261,6 +261,13 @@ def test_vllms_unit_waits_longer_than_the_shutdown_that_vllm_is_told():
     assert int(vllm_unit()["Service"]["TimeoutStopSec"][0]) > told["shutdown-timeout"]
 
 
+def test_what_pins_memory_and_opens_files_is_not_kept_from_it_and_leaves_no_core():
+    _, rays = ray.files(replica(), "gpu1", "/env", VARIABLES, "the-token")
+    for unit in (vllm_unit(), sections(rays.content)):
+        limits = {key: value for key, (value, *_) in unit["Service"].items() if key.startswith("Limit")}
+        assert limits == {"LimitNOFILE": "1048576", "LimitMEMLOCK": "infinity", "LimitCORE": "0"}
+
+
 def test_rays_unit_starts_from_an_empty_folder_of_its_own():
     split = replica()
     token, unit = ray.files(split, "gpu1", "/env", VARIABLES, "the-token")

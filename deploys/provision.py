@@ -13,6 +13,8 @@ begin()
 driver, later, its_fabric = drivers.wanted(), drivers.waiting().get(host.name), fabric.wanted()
 
 base.base(also=(*(gateway.PACKAGES if host.name in gateways() else ()), *nccl.packages(its_fabric)))
+if own.governor and own.runtime == "cuda" and own.gpus:
+    base.clocks(str(own.governor))
 if driver:
     nvidia.driver(driver)
 if later:

@@ -25,7 +25,7 @@ DRIVER_SOURCES = ("auto", "nvidia", "ubuntu")
 
 #: What may differ between hosts.
 PER_HOST = ("plugins", "wheelhouse", "hf_endpoint", "hf_token", "mirror", "mirror_options", "uplink",
-            "address", "interface", "hcas", "gpu", "gpus", "driver", "driver_source")  # fmt: skip
+            "address", "interface", "hcas", "gpu", "gpus", "driver", "driver_source", "governor")  # fmt: skip
 
 #: What may differ between hosts that serve different models.
 PER_MODEL = ("model", "revision", "weights_path", "preset", "context", "concurrency", "optimize", "replicas",
@@ -98,6 +98,7 @@ class Settings:
     gpu: str | None = None  # a name of models/hardware.py; without it no memory is planned
     driver: str | bool = "auto"  # NVIDIA's branch, or a version; 580 where none is loaded; False: it is yours
     driver_source: str = "auto"  # nvidia, or ubuntu: signed modules; auto is ubuntu where Secure Boot is on
+    governor: str | bool = "performance"  # of the CPUs' clocks, on hosts with GPUs; False: as they are
 
     def __post_init__(self) -> None:
         for name in TEXT:
@@ -115,6 +116,9 @@ class Settings:
         if self.driver is not False and not re.fullmatch(r"auto|\d{3}(\.\d+)*", asked):
             said = f"driver is {self.driver!r}"
             raise InventoryError(f"{said}: must be a branch or a version, in quotes, or auto, or False")
+        clocks = self.governor if isinstance(self.governor, str) else ""
+        if self.governor is not False and not re.fullmatch(r"[a-z_]+", clocks):
+            raise InventoryError(f"governor is {self.governor!r}: must be a name as performance, or False")
         named = self.hcas if isinstance(self.hcas, str) else ""
         if self.hcas is not False and not re.fullmatch(HCAS, named):
             said = f"hcas is {self.hcas!r}"

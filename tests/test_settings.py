@@ -56,6 +56,12 @@ def test_a_driver_is_a_branch_a_version_or_left_alone():
     assert settings("gpu1", {**HOST, "driver": False}).driver is False
 
 
+def test_a_governor_is_a_name_or_left_alone():
+    assert settings("gpu1", HOST).governor == "performance"
+    assert settings("gpu1", {**HOST, "governor": "schedutil"}).governor == "schedutil"
+    assert settings("gpu1", {**HOST, "governor": False}).governor is False
+
+
 def test_none_in_the_inventory_means_the_default():
     assert settings("gpu1", {**HOST, "gpus": None, "executor": None}).gpus == 8
 
@@ -115,6 +121,8 @@ def test_address_is_where_ssh_finds_the_host_unless_it_is_set():
         ),
         ({"driver": True}, "driver is True: must be a branch or a version, in quotes, or auto, or False"),
         ({"driver_source": "debian"}, "driver_source is 'debian': must be one of auto, nvidia, ubuntu"),
+        ({"governor": True}, "governor is True: must be a name as performance, or False"),
+        ({"governor": "a b"}, "governor is 'a b': must be a name as performance, or False"),
         ({"hcas": "^mlx5_2"}, "hcas is '^mlx5_2': must be names as mlx5_0,mlx5_1:1, or auto, or False"),
         ({"hcas": True}, "hcas is True: must be names as mlx5_0,mlx5_1:1, or auto, or False"),
         ({"hcas": ""}, "hcas is '': must be names as mlx5_0,mlx5_1:1, or auto, or False"),

@@ -15,6 +15,7 @@ from pyinfra.operations import files
 
 from roles.service import CACHE, HOME, USER
 
+from .clocks import clocks as clocks
 from .facts import RebootDue as RebootDue
 from .operations import fit as fit
 from .operations import kernel_settings, system_packages, system_user

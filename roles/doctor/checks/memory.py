@@ -97,7 +97,7 @@ def numa(host: Host) -> Verdict | None:
     "cpu.governor",
     "The CPU runs at its clock",
     looks_at="/sys/devices/system/cpu/*/cpufreq/scaling_governor",
-    fix="sudo cpupower frequency-set -g performance",
+    fix="rackserve deploy provision, with `governor` not False",
     reference="ipex-llm#12190",
     gpus_only=True,
 )

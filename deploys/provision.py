@@ -2,7 +2,7 @@
 
 from pyinfra import host
 
-from deploys import drivers, fabric
+from deploys import boot, drivers, fabric
 from deploys.cluster import begin, gateways, here, on_control
 from roles import base, gateway, nccl, nvidia, runtime, secret
 from roles.barrier import barrier
@@ -10,11 +10,14 @@ from roles.barrier import barrier
 own = here()
 
 begin()
-driver, later, its_fabric = drivers.wanted(), drivers.waiting().get(host.name), fabric.wanted()
+driver, later = drivers.wanted(), drivers.waiting().get(host.name)
+its_fabric, its_boot = fabric.wanted(), boot.wanted()
 
 base.base(also=(*(gateway.PACKAGES if host.name in gateways() else ()), *nccl.packages(its_fabric)))
 if own.governor and own.runtime == "cuda" and own.gpus:
     base.clocks(str(own.governor))
+if its_boot:
+    base.passed_through(its_boot)
 if driver:
     nvidia.driver(driver)
 if later:

@@ -21,11 +21,13 @@ RUNTIMES = ("cuda", "cpu")
 OPTIMIZE = ("latency", "throughput")
 ANSWERS = ("same", "any")
 REBOOT = ("no", "due", "all")
+IOMMU = ("pt",)
 DRIVER_SOURCES = ("auto", "nvidia", "ubuntu")
 
 #: What may differ between hosts.
 PER_HOST = ("plugins", "wheelhouse", "hf_endpoint", "hf_token", "mirror", "mirror_options", "uplink",
-            "address", "interface", "hcas", "gpu", "gpus", "driver", "driver_source", "governor")  # fmt: skip
+            "address", "interface", "hcas", "gpu", "gpus", "driver", "driver_source", "governor",
+            "iommu")  # fmt: skip
 
 #: What may differ between hosts that serve different models.
 PER_MODEL = ("model", "revision", "weights_path", "preset", "context", "concurrency", "optimize", "replicas",
@@ -99,6 +101,7 @@ class Settings:
     driver: str | bool = "auto"  # NVIDIA's branch, or a version; 580 where none is loaded; False: it is yours
     driver_source: str = "auto"  # nvidia, or ubuntu: signed modules; auto is ubuntu where Secure Boot is on
     governor: str | bool = "performance"  # of the CPUs' clocks, on hosts with GPUs; False: as they are
+    iommu: str | None = None  # pt: it passes through, from the next boot on; left alone unless set
 
     def __post_init__(self) -> None:
         for name in TEXT:
@@ -116,6 +119,8 @@ class Settings:
         if self.driver is not False and not re.fullmatch(r"auto|\d{3}(\.\d+)*", asked):
             said = f"driver is {self.driver!r}"
             raise InventoryError(f"{said}: must be a branch or a version, in quotes, or auto, or False")
+        if self.iommu is not None:
+            _one_of("iommu", self.iommu, IOMMU)
         clocks = self.governor if isinstance(self.governor, str) else ""
         if self.governor is not False and not re.fullmatch(r"[a-z_]+", clocks):
             raise InventoryError(f"governor is {self.governor!r}: must be a name as performance, or False")

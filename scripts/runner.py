@@ -44,7 +44,7 @@ def deploy_path(name: str) -> str:
 
 #: Modules of deploys/ that playbooks share, and what other commands run.
 NOT_PLAYBOOKS = (
-    "cluster", "doctor", "drivers", "examination", "fabric", "handover", "history", "journals", "planning",
+    "boot", "cluster", "doctor", "drivers", "examination", "fabric", "handover", "history", "journals", "planning",
     "rebooting", "releasing", "replacing", "settings", "snapshots", "units", "unlock",
 )  # fmt: skip
 

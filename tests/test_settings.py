@@ -121,6 +121,7 @@ def test_address_is_where_ssh_finds_the_host_unless_it_is_set():
         ),
         ({"driver": True}, "driver is True: must be a branch or a version, in quotes, or auto, or False"),
         ({"driver_source": "debian"}, "driver_source is 'debian': must be one of auto, nvidia, ubuntu"),
+        ({"iommu": "off"}, "iommu is 'off': must be one of pt"),
         ({"governor": True}, "governor is True: must be a name as performance, or False"),
         ({"governor": "a b"}, "governor is 'a b': must be a name as performance, or False"),
         ({"hcas": "^mlx5_2"}, "hcas is '^mlx5_2': must be names as mlx5_0,mlx5_1:1, or auto, or False"),

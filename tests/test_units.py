@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from roles import files, replicas, units
+from roles.base.boot import drop_in
 from roles.base.facts import Essentials, Installed, KernelSettings, RebootDue, UserId
 from roles.base.operations import kernel_settings, system_packages, system_user
 from roles.files import SecretFile, secret
@@ -335,7 +336,9 @@ def reboot_due(root, installed):
     tool.parent.mkdir(parents=True, exist_ok=True)
     tool.write_text(f"#!/bin/sh\necho {installed}\n")
     tool.chmod(0o755)
-    command = RebootDue().command().replace("/sys/", f"{root}/sys/").replace("/run/", f"{root}/run/")
+    command = RebootDue().command()
+    for place in ("/sys/", "/run/", "/proc/", "/etc/", "/boot/"):
+        command = command.replace(place, f"{root}{place}")
     path = f"{tool.parent}:{os.environ['PATH']}"
     read = subprocess.run(
         ["sh", "-c", command], env={"PATH": path}, check=True, capture_output=True, text=True
@@ -368,6 +371,19 @@ def test_a_reboot_is_due_when_packages_ask_for_it(tmp_path):
     assert reboot_due(tmp_path, "") == "packages ask for it: they do not say which"
     written_to(tmp_path / "run/reboot-required.pkgs", "linux-image-amd64\nlinux-image-amd64\n")
     assert reboot_due(tmp_path, "") == "packages ask for it: linux-image-amd64"
+
+
+def test_a_reboot_is_due_when_grub_would_tell_the_kernel_what_it_was_not_told(tmp_path):
+    written_to(tmp_path / "proc/cmdline", "BOOT_IMAGE=/vmlinuz quiet amd_iommu=pt\n")
+    written_to(tmp_path / "boot/grub/grub.cfg", "\tlinux\t/vmlinuz root=/dev/sda1 iommu=pt quiet\n")
+    assert reboot_due(tmp_path, "") == "", "GRUB is not told by us"
+    written_to(tmp_path / "etc/default/grub.d/rackserve.cfg", drop_in("iommu=pt"))
+    assert reboot_due(tmp_path, "") == "it is to boot with iommu=pt"
+    written_to(tmp_path / "proc/cmdline", "BOOT_IMAGE=/vmlinuz iommu=pt quiet\n")
+    assert reboot_due(tmp_path, "") == ""
+    written_to(tmp_path / "proc/cmdline", "quiet\n")
+    written_to(tmp_path / "boot/grub/grub.cfg", "\tlinux\t/vmlinuz root=/dev/sda1 quiet\n")
+    assert reboot_due(tmp_path, "") == "", "a reboot would not bring it"
 
 
 @pytest.mark.parametrize(("umask", "fit"), [("022", True), ("002", True), ("027", False), ("077", False)])

@@ -15,6 +15,10 @@ from pyinfra.operations import files
 
 from roles.service import CACHE, HOME, USER
 
+from .boot import Boot as Boot
+from .boot import Booted as Booted
+from .boot import cannot_boot as cannot_boot
+from .boot import passed_through as passed_through
 from .clocks import clocks as clocks
 from .facts import RebootDue as RebootDue
 from .operations import fit as fit

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from pyinfra.api import FactBase
 
+from .boot import DROP_IN, MENU
+
 _CHECKS = {
     "python3": ("command -v python3", "no python3 (install it)"),
     "systemd": ("test -d /run/systemd/system", "systemd is not running"),
@@ -60,7 +62,8 @@ class Installed(FactBase[list[str]]):
 class RebootDue(FactBase[str]):
     """Why a host should be rebooted; "" when nothing asks for it.
 
-    What its packages say, or a driver that is installed and not loaded, and GPUs that it is for.
+    What its packages say; a driver that is installed and not loaded, and GPUs that it is for; what GRUB
+    tells the next kernel and this one was not told.
     """
 
     def command(self) -> str:
@@ -70,7 +73,10 @@ class RebootDue(FactBase[str]):
             " grep -qs 0x10de /sys/bus/pci/devices/*/vendor && echo gpus: here;"
             " test -d /sys/module/nouveau && echo nouveau: loaded;"
             " echo loaded: $(cat /sys/module/nvidia/version 2>/dev/null);"
-            " echo installed: $(modinfo --field version nvidia 2>/dev/null)"
+            " echo installed: $(modinfo --field version nvidia 2>/dev/null);"
+            f" word=$(sed -n 's/^GRUB_CMDLINE_LINUX=.* \\(.*\\)\"$/\\1/p' {DROP_IN} 2>/dev/null);"
+            f' test -z "$word" || grep -qsFw -e "$word" /proc/cmdline || ! grep -qsFw -e "$word" {MENU}'
+            ' || echo "boots: $word"'
         )
 
     def process(self, output: list[str]) -> str:
@@ -82,6 +88,8 @@ class RebootDue(FactBase[str]):
             return f"driver {installed} is installed, {loaded} is loaded"
         if installed and not loaded and "gpus" in said:
             return f"driver {installed} is installed, {'nouveau' if 'nouveau' in said else 'none'} is loaded"
+        if "boots" in said:
+            return f"it is to boot with {said['boots']}"
         return ""
 
     @staticmethod

@@ -33,7 +33,7 @@ def acs(host: Host) -> Verdict | None:
     "pci.iommu",
     "The IOMMU translates nothing for the host",
     looks_at="/sys/kernel/iommu_groups/*/type, /proc/cmdline",
-    fix="add iommu=pt to the kernel's command line of {host}; reboot",
+    fix="iommu='pt' in the inventory for {host}; rackserve deploy provision; rackserve rollout --reboot due",
     reference="nccl#1939",
     gpus_only=True,
 )

@@ -95,6 +95,19 @@ def test_poweroff_and_poweron_keep_the_disk(lab: list[Node]) -> None:
 
 
 @pytest.mark.lab
+def test_an_environment_that_nothing_uses_goes_and_others_stay(lab: list[Node]) -> None:
+    folder, old = "/opt/rackserve/runtime", "cpu-000000000000"
+    lab[0].sudo(f"mkdir -p {folder} && rm -rf {folder}/{old}*")
+    others = lab[0].sudo(f"ls {folder}")
+    lab[0].sudo(f"mkdir -p {folder}/{old}/lib && cp /bin/bash {folder}/{old}/lib/x")
+    dry = rackserve("deploy", "prune_environments", "--dry", "-i", "lab")
+    assert dry.code == 0 and f"{old}: frees" in dry.said
+    assert old in lab[0].sudo(f"ls {folder}")
+    assert rackserve("deploy", "prune_environments", "-i", "lab").code == 0
+    assert lab[0].sudo(f"ls {folder}") == others
+
+
+@pytest.mark.lab
 def test_down_leaves_nothing_behind_even_after_a_crash(lab: list[Node]) -> None:
     for pid in [*processes("systemd-nspawn", lab[0].root), *processes("tests.lab.hub", MODELS)]:
         os.kill(pid, signal.SIGKILL)

@@ -18,6 +18,7 @@ from pyinfra.operations import files
 
 from .facts import normalized
 from .operations import Pins, tools_environment, vllm_environment
+from .operations import pruned as pruned
 
 LOCKS = Path(__file__).with_name("locks")
 FOLDER = "/opt/rackserve"

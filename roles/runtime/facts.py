@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from pyinfra.api import FactBase
+
+SCRIPT = Path(__file__).with_name("look.py").read_text()
 
 
 class Distributions(FactBase[dict[str, str]]):
@@ -25,6 +29,21 @@ class Distributions(FactBase[dict[str, str]]):
     @staticmethod
     def default() -> dict[str, str]:
         return {}
+
+
+class Environments(FactBase["list[dict[str, Any]]"]):
+    """vLLM's environments on a node, and what unpacked to one: path, bytes, and what uses it."""
+
+    def command(self) -> str:
+        return f"python3 -c {shlex.quote(SCRIPT)}"
+
+    def process(self, output: list[str]) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads("".join(output) or "[]")
+        return found
+
+    @staticmethod
+    def default() -> list[dict[str, Any]]:
+        return []
 
 
 def normalized(name: str) -> str:

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from pyinfra import host
 from pyinfra.api import QuoteString, StringCommand, operation
 
-from .facts import Distributions
+from .facts import Distributions, Environments
 
 #: {normalized name: versions allowed}; None among them when it may be absent.
 Pins = Mapping[str, "set[str | None]"]
@@ -19,6 +19,9 @@ PYTHONS = "python-downloads.json"
 #: Where uv unpacks, several GB: beside the environment, so that it links what it would else copy, and not in
 #: /tmp, which may be memory.
 SCRATCH = "/opt/rackserve/tmp"
+
+#: Added to the name of one that is being removed.
+GONE = ".gone"
 
 #: venv puts pip there itself.
 BUNDLED = {"pip", "setuptools"}
@@ -68,6 +71,21 @@ def vllm_environment(
             "--compile-bytecode", "--python", QuoteString(f"{path}/bin/python"), *map(QuoteString, locks),
             *_uv_source(wheelhouse), "&&", "rmdir", SCRATCH,
         )  # fmt: skip
+
+
+@operation()
+def pruned(keep: Sequence[str]) -> Iterator[StringCommand]:
+    """No environment that nothing uses, but those in `keep`."""
+    unused = [one for one in host.get_fact(Environments) if not one["used"] and one["path"] not in keep]
+    if not unused:
+        host.noop("there is nothing to remove")
+    for one in unused:
+        host.log(f"{one['path']}: frees {one['bytes'] / 1e9:.2f} GB")
+        path, aside = one["path"], one["path"].removesuffix(GONE) + GONE
+        if path != aside:
+            # What is half gone must not be taken for one that is half installed.
+            yield StringCommand("rm", "-rf", QuoteString(aside), "&&", "mv", *map(QuoteString, (path, aside)))
+        yield StringCommand("rm", "-rf", QuoteString(aside))
 
 
 def _differs(installed: Mapping[str, str], pins: Pins, path: str) -> bool:

@@ -72,6 +72,14 @@ def test_pins_of_the_real_locks_hold_what_they_serve_with():
     assert all(None not in tools[name] for name in ("huggingface-hub", "requests", "uv"))
 
 
+def test_what_compiles_at_start_is_of_torchs_cuda():
+    """Another nvcc refuses the headers: "CUDA compiler and CUDA toolkit headers are incompatible"."""
+    pins = runtime.pins(*runtime.locks("cuda"))
+    names = ("cuda-toolkit", "nvidia-cuda-nvcc", "nvidia-cuda-crt", "nvidia-nvvm", "nvidia-cuda-cccl",
+             "nvidia-cuda-runtime", "nvidia-cuda-nvrtc")  # fmt: skip
+    assert {version[:5] for name in names for version in pins[name] if version} == {"13.0."}
+
+
 def test_a_marker_makes_a_package_optional_and_two_lines_allow_two_versions(tmp_path):
     lock = tmp_path / "some.lock"
     lock.write_text(

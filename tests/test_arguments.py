@@ -113,6 +113,7 @@ def test_variables_keep_vllm_offline_and_its_caches_on_the_node():
         "VLLM_CACHE_ROOT": "/cache/vllm",
         "TORCHINDUCTOR_CACHE_DIR": "/cache/inductor",
         "TRITON_CACHE_DIR": "/cache/triton",
+        "FLASHINFER_WORKSPACE_BASE": "/cache/flashinfer",
         "A": "1",
     }
 

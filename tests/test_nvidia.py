@@ -16,8 +16,9 @@ from pyinfra.context import ctx_host, ctx_state
 from roles.nvidia import BLACKLIST, NOUVEAU, PERSISTENT, apt, dnf, operations, yours
 from roles.nvidia.facts import BUILD, Fingerprints, Initramfs, Loaded, Look, Offered, Room, Space, Staged
 from roles.nvidia.problems import problems
-from roles.nvidia.table import BRANCHES, DRIVER, FINGERPRINT, KEYRING, PERSISTENCE, ROWS
+from roles.nvidia.table import BRANCHES, DRIVER, FINGERPRINT, KEYRING, PERSISTENCE, ROWS, TOOLKIT
 from roles.nvidia.want import Package, Seen, wanted
+from roles.runtime import locks, pins
 from roles.units.facts import Unit, UnitState
 from tests.lab.drivers import DEBIAN, UBUNTU, Apt, Empty, Repository, monitoring, release
 from tests.test_deploys import pyinfra
@@ -44,26 +45,29 @@ INSTALL = (
     f"NEEDRESTART_MODE=l DEBIAN_FRONTEND=noninteractive apt-get -y {OPTIONS} install"
     " --no-install-recommends --allow-downgrades --allow-change-held-packages "
 )
-MONITORING = "datacenter-gpu-manager-4-cuda13 datacenter-gpu-manager-exporter"
+OTHERS = (
+    "datacenter-gpu-manager-4-cuda13 datacenter-gpu-manager-exporter cuda-nvcc-13-0 cuda-cuobjdump-13-0"
+    " cuda-cudart-dev-13-0 cuda-nvrtc-dev-13-0 libcublas-dev-13-0 libcurand-dev-13-0"
+)
 
 # What each distribution installs from each source, on a node with NVSwitches.
 NAMES = {
     ("ubuntu 22.04", "nvidia", "580"): "libnvidia-compute-580 libnvidia-cfg1-580 nvidia-dkms-580-open"
     " nvidia-compute-utils-580 nvidia-utils-580 nvidia-persistenced nvidia-fabricmanager"
-    f" linux-headers-5.15.0-119-generic linux-headers-generic {MONITORING}",
+    f" linux-headers-5.15.0-119-generic linux-headers-generic {OTHERS}",
     ("ubuntu 24.04", "nvidia", "580"): "libnvidia-compute-580 libnvidia-cfg1-580 nvidia-dkms-580-open"
     " nvidia-compute-utils-580 nvidia-utils-580 nvidia-persistenced nvidia-fabricmanager"
-    f" linux-headers-6.8.0-31-generic linux-headers-generic {MONITORING}",
+    f" linux-headers-6.8.0-31-generic linux-headers-generic {OTHERS}",
     ("ubuntu 24.04", "nvidia", "595"): "libnvidia-compute nvidia-dkms-open nvidia-persistenced"
-    f" nvidia-fabricmanager linux-headers-6.8.0-31-generic linux-headers-generic {MONITORING}",
+    f" nvidia-fabricmanager linux-headers-6.8.0-31-generic linux-headers-generic {OTHERS}",
     ("ubuntu 22.04", "ubuntu", "580"): "nvidia-headless-no-dkms-580-server-open nvidia-utils-580-server"
     " nvidia-fabricmanager-580 linux-modules-nvidia-580-server-open-5.15.0-119-generic"
-    f" linux-modules-nvidia-580-server-open-generic {MONITORING}",
+    f" linux-modules-nvidia-580-server-open-generic {OTHERS}",
     ("ubuntu 24.04", "ubuntu", "595"): "nvidia-headless-no-dkms-595-server-open nvidia-utils-595-server"
     " nvidia-fabricmanager-595 linux-modules-nvidia-595-server-open-6.8.0-31-generic"
-    f" linux-modules-nvidia-595-server-open-generic {MONITORING}",
+    f" linux-modules-nvidia-595-server-open-generic {OTHERS}",
     ("debian 12", "nvidia", "580"): "nvidia-driver-cuda nvidia-kernel-open-dkms nvidia-persistenced"
-    f" nvidia-fabricmanager linux-headers-6.1.0-31-amd64 linux-headers-amd64 {MONITORING}",
+    f" nvidia-fabricmanager linux-headers-6.1.0-31-amd64 linux-headers-amd64 {OTHERS}",
 }
 
 
@@ -106,7 +110,7 @@ def test_what_rocky_would_do():
         " && dnf -y module enable nvidia-driver:580-open",
         "dnf -y install nvidia-driver-cuda-580.95.05 kmod-nvidia-open-dkms-580.95.05"
         " nvidia-persistenced-580.95.05 nvidia-fabricmanager-580.95.05"
-        f" kernel-devel-5.14.0-427.13.1.el9_4.x86_64 kernel-headers {MONITORING}",
+        f" kernel-devel-5.14.0-427.13.1.el9_4.x86_64 kernel-headers {OTHERS.replace('-dev-', '-devel-')}",
         "dnf versionlock add nvidia-driver-cuda kmod-nvidia-open-dkms nvidia-persistenced"
         " nvidia-fabricmanager",
         "dracut -f",
@@ -117,10 +121,22 @@ def test_what_rocky_would_do():
 @pytest.mark.parametrize("branch", BRANCHES)
 def test_every_row_names_all_it_needs(distribution, source, branch):
     its = wanted(node(distribution, **HGX), branch, source)
-    assert its.driver and its.modules and its.fabric and its.monitoring
+    assert its.driver and its.modules and its.fabric and its.monitoring and its.compiler
     assert not any("{" in name for name in (*its.exact, *its.others))
     if its.row.manager == "apt":
         assert all(any(fnmatch(name, glob) for glob in DRIVER) for name in its.exact), "pinned and held"
+
+
+def test_what_compiles_at_start_is_of_the_cuda_that_vllms_environment_has():
+    versions = {version for version in pins(*locks("cuda"))["cuda-toolkit"] if version}
+    assert {"-".join(version.split(".")[:2]) for version in versions} == {TOOLKIT}
+
+
+def test_a_node_that_serves_gets_a_compiler_and_no_other_driver():
+    its = NVIDIA_SOURCE
+    there = {name: "580.95.05-1" for name in its.exact} | dict.fromkeys((*its.modules, *its.monitoring), "1")
+    seen = node(packages=there, serving=("replica-0",), loaded="580.95.05", module="580.95.05", **HGX)
+    assert problems(seen, "580", "nvidia", 8) == [] and its.missing(seen) == list(its.compiler)
 
 
 def test_fabric_manager_is_for_nvswitches_only_and_a_subnet_manager_for_those_of_b200():
@@ -452,7 +468,8 @@ def repositories(tmp_path_factory):
     driver = [Empty(name, f"{version}-0ubuntu1") for name in its.driver for version in RELEASES]
     fabric = [Empty(its.fabric[0], f"{version}-1") for version in RELEASES]  # other builds: they are NVIDIA's
     newer = [Empty(name, "595.71.05-1ubuntu1") for name in ("nvidia-persistenced", its.fabric[0])]
-    nvidia.add([*driver, *fabric, *newer, *(Empty(name, "4.5.2-1") for name in its.monitoring)])
+    nvidia.add([*driver, *fabric, *newer, *(Empty(name, "4.5.2-1") for name in its.monitoring),
+                *(Empty(name, "13.0.88-1") for name in its.compiler)])  # fmt: skip
     kernels = {*its.modules, *UBUNTU_SOURCE.modules, "linux-image-generic"}
     ubuntu.add([Empty(name, "580.173.02-0ubuntu0.24.04.1") for name in {*its.driver, *UBUNTU_SOURCE.exact}])
     ubuntu.add([Empty(name, "6.8.0-31.31") for name in kernels])
@@ -521,6 +538,7 @@ def test_a_driver_comes_from_nvidia_alone_of_its_branch_and_held(system, on_host
     assert versions(system, its.driver) == {"hi 580.105.08-0ubuntu1"}
     assert versions(system, its.fabric) == {"hi 580.105.08-1"}
     assert versions(system, its.monitoring) == {"hi 4.5.2-1"}
+    assert versions(system, its.compiler) == {"ii 13.0.88-1"}
     assert host.provide() == [] and host.host.noop_description == "the driver is held"
 
 
@@ -663,7 +681,7 @@ def test_of_debian_its_driver_is_kept_out_and_what_a_driver_needs_is_not(tmp_pat
     its = wanted(node("debian 12"), "580", "auto")
     needs = {"Depends": "libcuda1, nvidia-support"}
     nvidia.add([Empty(name, "580.95.05-1", needs) for name in its.driver])
-    nvidia.add([Empty(name, "4.5.2-1") for name in its.monitoring])
+    nvidia.add([Empty(name, "4.5.2-1") for name in (*its.monitoring, *its.compiler)])
     debian.add([
         Empty("libcuda1", "535.247.01-1~deb12u1", {"Source": "nvidia-graphics-drivers"}),
         Empty("nvidia-support", "20220217+3", {"Source": "nvidia-support"}),

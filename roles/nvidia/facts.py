@@ -15,7 +15,8 @@ from .apt import KEY, left_to_fetch, unpacked
 from .table import DRIVER, SIGNED
 from .want import Package, Seen
 
-PACKAGES = (*DRIVER, *SIGNED, "linux-*", "datacenter-gpu-manager-*", "nvlsm", "infiniband-diags")
+PACKAGES = (*DRIVER, *SIGNED, "linux-*", "datacenter-gpu-manager-*", "nvlsm", "infiniband-diags",
+            "cuda-*", "libcublas-dev-*", "libcurand-dev-*")  # fmt: skip
 
 #: The variable's first 4 bytes are attributes (the kernel's Documentation/filesystems/efivarfs.rst).
 _SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"

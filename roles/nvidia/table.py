@@ -46,15 +46,26 @@ FABRIC = "nvidia-fabricmanager.service"
 MONITORING = ("nvidia-dcgm.service", "nvidia-dcgm-exporter.service")
 
 
+#: The CUDA of torch in vLLM's environment, as it is in names.
+TOOLKIT = "13-0"
+
+#: FlashInfer and DeepGEMM compile as vLLM starts; without nvcc vLLM goes without FlashInfer
+#: (vllm/utils/flashinfer.py of 0.33). It is what vLLM's own image installs for that (docker/Dockerfile:
+#: runtime JIT compilation), with the headers and libraries that FlashInfer's sources include and link.
+COMPILER = ("cuda-nvcc-{toolkit}", "cuda-cuobjdump-{toolkit}", "cuda-cudart-dev-{toolkit}",
+            "cuda-nvrtc-dev-{toolkit}", "libcublas-dev-{toolkit}", "libcurand-dev-{toolkit}")  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Row:
-    """A distribution and a source; in names stand {branch}, {kernel}, {flavour} and {cuda}.
+    """A distribution and a source; in names stand {branch}, {kernel}, {flavour}, {cuda} and {toolkit}.
 
     + repository: the folder of NVIDIA's, from which monitoring comes in any case
     + driver: what carries the driver's version, by branch; the library first
     + modules: what carries other versions, for the kernel that runs
     + flavour: the same for each kind of kernel that is installed, so that a new one has it, too
     + fabric: what must be of exactly the driver's version where there are NVSwitches
+    + compiler: what compiles kernels at start, from NVIDIA's repository, too
     + other: the source that is kept out, as apt's pin names it
     + blocked: what of it is kept out
     + components: of the distribution's archive, from which something comes; not all are there by default
@@ -68,6 +79,7 @@ class Row:
     flavour: str = ""
     fabric: str = "nvidia-fabricmanager"
     monitoring: tuple[str, ...] = ("datacenter-gpu-manager-4-cuda{cuda}", "datacenter-gpu-manager-exporter")
+    compiler: tuple[str, ...] = COMPILER
     other: str = ""
     blocked: tuple[str, ...] = (*DRIVER, *SIGNED)
     components: tuple[str, ...] = ()
@@ -136,6 +148,7 @@ ROWS: Mapping[str, Mapping[str, Row]] = {
                 BRANCHES, ("nvidia-driver-cuda", "kmod-nvidia-open-dkms", "nvidia-persistenced")
             ),
             modules=("kernel-devel-{kernel}", "kernel-headers"),
+            compiler=tuple(name.replace("-dev-", "-devel-") for name in COMPILER),
         )
     },
 }

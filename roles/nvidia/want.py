@@ -17,6 +17,7 @@ from .table import (
     ROWS,
     SIGNED,
     SUBNET_MANAGER,
+    TOOLKIT,
     USUAL,
     Row,
 )
@@ -84,6 +85,7 @@ class Wanted:
     fabric: tuple[str, ...] = ()
     subnet_manager: tuple[str, ...] = ()
     monitoring: tuple[str, ...] = ()
+    compiler: tuple[str, ...] = ()
     kernels: tuple[str, ...] = ()  # packages that are held, too
 
     @property
@@ -93,7 +95,7 @@ class Wanted:
 
     @property
     def others(self) -> tuple[str, ...]:
-        return (*self.modules, *self.subnet_manager, *self.monitoring)
+        return (*self.modules, *self.subnet_manager, *self.monitoring, *self.compiler)
 
     @property
     def services(self) -> tuple[str, ...]:
@@ -146,7 +148,8 @@ def wanted(seen: Seen, driver: str, source: str) -> Wanted:
     """What that host gets; only where there are no `problems`."""
     chosen, driver = chosen_of(seen, source), usual(driver)
     row, branch = rows_of(seen)[chosen], branch_of(driver)
-    words = {"branch": branch, "kernel": seen.kernel, "cuda": BRANCHES[branch]}
+    words = {"branch": branch, "kernel": seen.kernel, "cuda": BRANCHES[branch],
+             "toolkit": TOOLKIT}  # fmt: skip
     fabric = seen.switches or seen.nvlink5
     flavours = seen.flavours if row.flavour else []
     return Wanted(
@@ -163,6 +166,7 @@ def wanted(seen: Seen, driver: str, source: str) -> Wanted:
         fabric=(row.fabric.format(**words),) if fabric else (),
         subnet_manager=SUBNET_MANAGER if seen.nvlink5 else (),
         monitoring=tuple(name.format(**words) for name in row.monitoring),
+        compiler=tuple(name.format(**words) for name in row.compiler),
         kernels=tuple(_kernels(seen)) if row.holds_kernel else (),
     )
 

@@ -66,6 +66,7 @@ def variables(model: Model, cache: str) -> dict[str, str]:
         "VLLM_CACHE_ROOT": f"{cache}/vllm",
         "TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor",
         "TRITON_CACHE_DIR": f"{cache}/triton",
+        "FLASHINFER_WORKSPACE_BASE": f"{cache}/flashinfer",
         **model.environment,
     }
 

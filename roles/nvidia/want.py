@@ -148,8 +148,7 @@ def wanted(seen: Seen, driver: str, source: str) -> Wanted:
     """What that host gets; only where there are no `problems`."""
     chosen, driver = chosen_of(seen, source), usual(driver)
     row, branch = rows_of(seen)[chosen], branch_of(driver)
-    words = {"branch": branch, "kernel": seen.kernel, "cuda": BRANCHES[branch],
-             "toolkit": TOOLKIT}  # fmt: skip
+    words = {"branch": branch, "kernel": seen.kernel, "cuda": BRANCHES[branch], "toolkit": TOOLKIT}
     fabric = seen.switches or seen.nvlink5
     flavours = seen.flavours if row.flavour else []
     return Wanted(

@@ -44,8 +44,8 @@ def deploy_path(name: str) -> str:
 
 #: Modules of deploys/ that playbooks share, and what other commands run.
 NOT_PLAYBOOKS = (
-    "boot", "cluster", "doctor", "drivers", "examination", "fabric", "handover", "history", "journals", "planning",
-    "rebooting", "releasing", "replacing", "settings", "snapshots", "units", "unlock",
+    "boot", "cluster", "doctor", "drivers", "examination", "fabric", "handover", "history", "journals",
+    "planning", "rebooting", "releasing", "replacing", "settings", "snapshots", "units", "unlock",
 )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from roles.nvidia.table import FABRIC, MONITORING, PERSISTENCE
 from tests.lab.driver_node import KERNEL, gpus, loaded, repository
-from tests.lab.drivers import CUT, Empty, Repository, monitoring, release
+from tests.lab.drivers import CUT, Empty, Repository, compiler, monitoring, release
 from tests.lab.node import Node
 from tests.lab.testing import Outcome, belongings, pyinfra
 
@@ -68,7 +68,7 @@ def node(lab: list[Node]) -> Iterator[Node]:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Repository, str]]:
     with repository(tmp_path_factory.mktemp("repositories") / "cuda") as (nvidia, url):
-        nvidia.add([*release(OLD, KERNEL), *monitoring()])
+        nvidia.add([*release(OLD, KERNEL), *monitoring(), *compiler()])
         yield nvidia, url
 
 

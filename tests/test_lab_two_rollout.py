@@ -14,7 +14,7 @@ import pytest
 import requests
 
 from tests.lab.driver_node import KERNEL, gpus, loaded, repository
-from tests.lab.drivers import monitoring, release
+from tests.lab.drivers import compiler, monitoring, release
 from tests.lab.node import Node
 from tests.lab.shell import wait_until
 from tests.lab.testing import BIN, REPOSITORY, Outcome, api_key, belongings, pyinfra, rackserve
@@ -207,7 +207,7 @@ def test_a_driver_comes_to_a_node_while_its_replica_is_out_and_is_at_hand_before
 ) -> None:
     started, file = unit_starts(lab[0]), tmp_path / "driver.py"
     with repository(tmp_path / "cuda") as (nvidia, url), gpus(lab[1]) as node:
-        nvidia.add([*release("580.95.05", KERNEL), *monitoring()])
+        nvidia.add([*release("580.95.05", KERNEL), *monitoring(), *compiler()])
         file.write_text(Path(several).read_text() + LENT.format(url=url, fingerprint=nvidia.fingerprint))
         refused = rollout(str(file))
         assert refused.code and "node2: replica-1000 serves with driver unknown; 580.*" in refused.said

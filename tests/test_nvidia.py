@@ -20,7 +20,7 @@ from roles.nvidia.table import BRANCHES, DRIVER, FINGERPRINT, KEYRING, PERSISTEN
 from roles.nvidia.want import Package, Seen, wanted
 from roles.runtime import locks, pins
 from roles.units.facts import Unit, UnitState
-from tests.lab.drivers import DEBIAN, UBUNTU, Apt, Empty, Repository, monitoring, release
+from tests.lab.drivers import DEBIAN, UBUNTU, Apt, Empty, Repository, compiler, monitoring, release
 from tests.test_deploys import pyinfra
 
 KERNELS = {
@@ -710,8 +710,8 @@ def test_asking_apt_for_a_pattern_would_mix_the_sources(system):
 def test_the_labs_driver_is_what_a_node_looks_at(tmp_path):
     """Its packages are those of Debian's row; kmod, where there is one, reads its module's version."""
     its = wanted(node("debian 12", **HGX), "580", "auto")
-    made = [*release("580.95.05", "6.1.0-31-amd64"), *monitoring()]
-    assert {package.name for package in made} == {*its.exact, *its.monitoring}
+    made = [*release("580.95.05", "6.1.0-31-amd64"), *monitoring(), *compiler()]
+    assert {package.name for package in made} == {*its.exact, *its.monitoring, *its.compiler}
     for package in made:
         subprocess.run(["dpkg-deb", "-x", package.build(tmp_path), tmp_path / "root"], check=True)
     built = tmp_path / "root/lib/modules/6.1.0-31-amd64/updates/dkms/nvidia.ko"

@@ -15,7 +15,7 @@ from email.utils import formatdate
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from roles.nvidia.table import KEYRING
+from roles.nvidia.table import COMPILER, KEYRING, TOOLKIT
 
 NVIDIA = {"Origin": "NVIDIA", "Label": "NVIDIA CUDA"}
 UBUNTU = {"Origin": "Ubuntu", "Label": "Ubuntu"}
@@ -81,6 +81,11 @@ def monitoring(version: str = "4.5.2") -> list[Empty]:
         Empty("datacenter-gpu-manager-4-cuda13", f"1:{version}-1", files=_daemon("nvidia-dcgm")),
         Empty("datacenter-gpu-manager-exporter", f"{version}-1", files=_daemon("nvidia-dcgm-exporter")),
     ]
+
+
+def compiler() -> list[Empty]:
+    """What compiles kernels at start."""
+    return [Empty(name.format(toolkit=TOOLKIT), "13.0.88-1") for name in COMPILER]
 
 
 def module(version: str) -> bytes:

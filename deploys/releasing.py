@@ -123,10 +123,10 @@ def _change() -> Rollout:
 
 
 def _whole(change: Rollout) -> Rollout:
-    """Refused when --limit leaves out a host that it wants."""
+    """Refused when --limit leaves out a host that it wants. Those no longer in the inventory are not asked."""
     wanted = [step.hosts for step in change.steps] + [seen.hosts for seen in change.leaving.values()]
     for name in dict.fromkeys(name for names in wanted for name in names):
-        if inventory.get_host(name) not in state.activated_hosts:
+        if name in cluster().hosts and inventory.get_host(name) not in state.activated_hosts:
             raise Refused(f"{name} has a part in what is to be done, and --limit leaves it out")
     return change
 

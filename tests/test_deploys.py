@@ -77,6 +77,8 @@ vLLM | Keep the API key from Ray's workers
 Keep the release of replica-0
 Say in the history what begins
 Every release is on its nodes
+Every gateway knows what answers
+No other host is a gateway
 Stop what is not planned
 Remove what is not planned
 Only planned replicas are left

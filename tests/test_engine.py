@@ -11,6 +11,7 @@ import systemctl
 from gang import TIMES
 
 from tests.gangs import Vllm
+from tests.lab.shell import wait_until
 
 
 @pytest.fixture
@@ -167,6 +168,6 @@ def test_a_compiler_in_a_unit_is_seen(tmp_path, monkeypatch):
     assert not systemctl.compiles(rows)
     with subprocess.Popen([tmp_path / "ptxas", "30"]) as process:
         (group / "cgroup.procs").write_text(f"{os.getpid()}\n{process.pid}\n")
-        assert systemctl.compiles(rows)
+        wait_until(lambda: systemctl.compiles(rows), 10, "it to be what it runs")
         process.kill()
     assert not systemctl.compiles(rows) and not systemctl.compiles({"y.service": {}})

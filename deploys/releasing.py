@@ -123,7 +123,7 @@ def _change() -> Rollout:
 
 
 def _whole(change: Rollout) -> Rollout:
-    """Refused when --limit leaves out a host that it wants. Those no longer in the inventory are not asked."""
+    """Refused when --limit leaves out a host that it wants. Those that the inventory lacks are not asked."""
     wanted = [step.hosts for step in change.steps] + [seen.hosts for seen in change.leaving.values()]
     for name in dict.fromkeys(name for names in wanted for name in names):
         if name in cluster().hosts and inventory.get_host(name) not in state.activated_hosts:

@@ -14,6 +14,7 @@ from deploys import examination
 from deploys.settings import Settings
 from models import planner
 from models.plan import Node
+from models.release import Release
 from tests.lab.hub_testing import running_hub
 
 REPOSITORY = Path(__file__).parents[1]
@@ -243,6 +244,21 @@ def test_no_operation_carries_two_names(plan_of, deploy, settings):
     # pyinfra tells operations apart by their line numbers written one after the other:
     # 1,23 and 12,3 are the same to it, and two operations become one.
     assert [op["names"] for op in plan_of(deploy, **settings) if len(op["names"]) != 1] == []
+
+
+def test_a_replica_that_had_a_part_on_a_host_that_left_the_inventory_is_replaced(tmp_path):
+    was = Release("replica-0", "old", ("@fake/gpu1", "@fake/gone"), "10.0.0.1", 8000, 30000, 256, (0,), "/w")
+    kept = {"old": {"release": was.as_json(), "proven": 0.0, "answer": ""}}
+    its = {"there": True, "installed": "old", "settled": True, "up": True, "kept": kept}
+    says = {"release.py look": [json.dumps({"replica-0": its})]}
+    inventory = tmp_path / "left.py"
+    inventory.write_text(INVENTORY.replace('"10.0.0.1"}', f'"10.0.0.1", "fake_responses": {says!r}}}'))
+    data = [f"--data={key}={value}" for key, value in SETTINGS.items()]
+    done = pyinfra(inventory, "deploys/serve.py", "--dry", "--json", *data)
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)["plan"]
+    (place,) = places(plan, "Put replica-0 in place")
+    assert plan[place]["hosts_with_change"] == [*HEAD, *WORKERS]
 
 
 def test_operations_of_several_replicas_are_matched_one_to_one(plan_of):

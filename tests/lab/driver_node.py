@@ -32,7 +32,7 @@ DEVICES = {
 }
 
 FOLDER = "/opt/rackserve-lab-gpus"
-UNIT = "rackserve-lab-gpus.service"
+UNIT = "lab-gpus.service"  # serve removes units of our name that it does not plan
 _UNIT = f"""\
 [Unit]
 Before=ssh.service

@@ -84,6 +84,14 @@ def running(node: Node) -> list[str]:
     return sorted(line.split("/")[3] + line.split("vllm.yaml")[1] for line in said.splitlines())
 
 
+def listens(node: Node) -> bool:
+    """Whether it is a gateway that is well."""
+    try:
+        return requests.get(f"http://{node.address}:{PORT}/health", timeout=5).ok
+    except requests.ConnectionError:
+        return False
+
+
 def all_well(node: Node) -> bool:
     return all(one["in"] for one in states(node)) and up(node) == ["replica-0", "replica-1"]
 
@@ -221,18 +229,18 @@ def test_a_gateway_that_moves_hands_over_and_cuts_nothing(
     lab: list[Node], two: set[str], several: str, tmp_path: Path
 ) -> None:
     inventory = str(unserving(several, tmp_path))
-    with streams(lab[0], 4) as answers:
-        wait_until(lambda: bool(states(lab[0])[0]["sessions"]), 30, "replica-0 to answer")
-        done = pyinfra("serve", inventory=inventory, gateway="node2", **CALM)
-    assert done.code == 0 and [answer.split()[-1] for answer in answers] == ["[DONE]"] * 4, done.said
-    key = {"Authorization": f"Bearer {api_key(lab[0])}"}
-    assert requests.get(f"http://{lab[1].address}:{PORT}/v1/models", headers=key, timeout=10).ok
-    assert up(lab[1]) == ["replica-0", "replica-1"]
-    with pytest.raises(requests.ConnectionError):
-        requests.get(f"http://{lab[0].address}:{PORT}/health", timeout=5)
-    back = pyinfra("serve", inventory=inventory, **CALM)
+    with (
+        streams(lab[0], 6) as answers,
+        begun("rollout", "-i", inventory, **CALM, gateway="node2") as run,
+    ):
+        wait_until(lambda: not listens(lab[0]), 60, "the old gateway to take no more requests")
+        assert "" in answers and listens(lab[1])
+        assert run.wait(120) == 0
+    assert [answer.split()[-1] for answer in answers] == ["[DONE]"] * 6
+    assert up(lab[1]) == ["replica-0", "replica-1"] and not listens(lab[0])
+    back = rollout(inventory, **CALM)
     assert back.code == 0 and up(lab[0]) == ["replica-0", "replica-1"], back.said
-    assert not lab[1].sudo("ls /run/systemd/system | grep gateway || true")
+    assert not listens(lab[1]) and not lab[1].sudo("ls /run/systemd/system | grep gateway || true")
 
 
 def test_teardown_leaves_the_node_as_it_was_before_serve(

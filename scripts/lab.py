@@ -44,6 +44,12 @@ def up(nodes: int) -> None:
 
 
 @verb
+def prepare() -> None:
+    """Make what every lab is made of, once: minutes, mostly of downloads. `up` does it, too."""
+    Lab().prepare(click.echo)
+
+
+@verb
 def down() -> None:
     """Remove the lab, all but its cache; also after a crash."""
     Lab().down()

@@ -85,6 +85,7 @@ COMMANDS = {
     ("history",): ["--inventory", "--last", "--json"],
     ("lab",): [
         "up",
+        "prepare",
         "down",
         "status",
         "ssh",

@@ -63,11 +63,7 @@ class Lab:
         """Bring up `count` nodes; a lab of that size that is already up is left as it is."""
         self._check(count)
         STATE.mkdir(parents=True, exist_ok=True)
-        CACHE.mkdir(parents=True, exist_ok=True)
-        if not base.is_cached():
-            say("installing the nodes' base system (about 100 s, once)")
-        base.base()
-        software.prepare(say)
+        self.prepare(say)
         network.up()
         _make_key()
         nodes = [Node(index) for index in range(1, count + 1)]
@@ -79,16 +75,20 @@ class Lab:
         self.start_hub()
         _give_to_user(STATE / "ssh")
 
+    def prepare(self, say: Callable[[str], None] = print) -> None:
+        """What every lab is made of, made once and cached: the base system, wheels, models."""
+        _check_machine()
+        _check_disk(0)
+        CACHE.mkdir(parents=True, exist_ok=True)
+        if not base.is_cached():
+            say("installing the nodes' base system (about 100 s, once)")
+        base.base()
+        software.prepare(say)
+
     def _check(self, count: int) -> None:
-        if platform.system() != "Linux":
-            raise LabError(f"the lab needs Linux; this is {platform.system()}")
-        if os.geteuid() != 0:
-            raise LabError("the lab makes network interfaces and mounts: run it as root")
+        _check_machine()
         if not 1 <= count <= MAX_NODES:
             raise LabError(f"a lab has 1 to {MAX_NODES} nodes, not {count}")
-        missing = sorted({deb for tool, deb in PROGRAMS.items() if not shutil.which(tool)})
-        if missing:
-            raise LabError(f"missing packages: run `apt-get install {' '.join(missing)}`")
         existing = self.nodes()
         if existing and len(existing) != count:
             raise LabError(f"a lab of {len(existing)} nodes is already there; `rackserve lab down` first")
@@ -155,6 +155,16 @@ class Lab:
 
 def _hub_processes() -> Iterator[int]:
     return processes("tests.lab.hub", MODELS)
+
+
+def _check_machine() -> None:
+    if platform.system() != "Linux":
+        raise LabError(f"the lab needs Linux; this is {platform.system()}")
+    if os.geteuid() != 0:
+        raise LabError("the lab makes network interfaces and mounts: run it as root")
+    missing = sorted({deb for tool, deb in PROGRAMS.items() if not shutil.which(tool)})
+    if missing:
+        raise LabError(f"missing packages: run `apt-get install {' '.join(missing)}`")
 
 
 def _check_disk(new_nodes: int) -> None:

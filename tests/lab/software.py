@@ -18,6 +18,8 @@ from .shell import LabError, run
 
 HERE = Path(__file__).parent
 LAB_LOCK = HERE / "locks/lab.lock"
+#: What the wheelhouse has all wheels of.
+SERVED = (LOCKS / "cpu.lock", LOCKS / "tools.lock", LAB_LOCK)
 #: The lab's stand-in for a GPU, and the name that `vllm serve` looks for.
 PLUGIN_PROJECTS = (HERE / "plugin", HERE / "plugin/vllm")
 
@@ -34,10 +36,9 @@ GPU_VLLM_NEEDS = ("vllm", "orjson")
 
 def prepare(say: Callable[[str], None]) -> None:
     """Fill the wheelhouse and make the models, unless that is done."""
-    locks = [LOCKS / "cpu.lock", LOCKS / "tools.lock", LAB_LOCK]
     if not _stamp().exists():
         say("fetching wheels (0.8 GB, once)")
-        _fill_wheelhouse(locks)
+        _fill_wheelhouse()
         _build_plugins()
         _install()
         _stamp().touch()
@@ -79,16 +80,16 @@ def _pinned(lock: Path, names: Sequence[str]) -> str:
 
 def _stamp() -> Path:
     """A file whose name says what the wheelhouse was filled from."""
-    sources = (*LOCKS.glob("*.lock"), LAB_LOCK, *sorted((HERE / "plugin").rglob("*.*")))
+    sources = (*SERVED, *sorted((HERE / "plugin").rglob("*.*")))
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources if path.is_file()))
     return WHEELHOUSE / f".{digest.hexdigest()[:16]}"
 
 
-def _fill_wheelhouse(locks: list[Path]) -> None:
+def _fill_wheelhouse() -> None:
     shutil.rmtree(WHEELHOUSE, ignore_errors=True)
     WHEELHOUSE.mkdir(parents=True)
     _uv("venv", "--clear", "--seed", "--python", PYTHON["cpu"], ENVIRONMENT)
-    for lock in locks:
+    for lock in SERVED:
         # `pip wheel`, for pip reads this machine's configuration and builds what has no wheel.
         command = [ENVIRONMENT / "bin/python", "-m", "pip", "wheel", "--quiet", "--no-deps",
                    "--require-hashes", "--requirement", lock, "--wheel-dir", WHEELHOUSE]  # fmt: skip

@@ -13,7 +13,8 @@ from pyinfra.api.exceptions import PyinfraError
 from models.errors import BadInput
 from models.plan import Plan, Replica
 from models.weights import stored_bytes
-from roles import doctor, gateway, nccl, runtime, service, weights
+from roles import doctor, gateway, lock, nccl, remote, runtime, service, weights
+from roles.barrier import barrier
 
 from . import fabric
 from .cluster import Cluster, gateways_of, reached
@@ -67,10 +68,14 @@ def measure(of: str = "") -> None:
     """What `--deep` does on all hosts, step by step; each step ends on all before the next begins.
 
     + of: only on the hosts of this replica
+    The lock is held meanwhile: this takes GPUs and ports that a run may be about to give a replica.
     """
+    if host.name == _cluster().control.name:
+        lock.hold(name="Hold the lock")
+    barrier(name="Nobody else is at work")
     _measure("disk", "disk.speed: writing and reading, on all hosts at once", of)
     doctor.begun(name="Listen where it will be listened", what="listening",
-                 step="net.reach: every pair of a replica, every port", of=of)  # fmt: skip
+                 step="net.reach: every pair of a replica, every port", of=of, unless=_locked)  # fmt: skip
     _measure("connecting", "net.reach: connecting", of)
     doctor.ended(name="Listen no more", what="listening", of=of)
     for slot in host.loop(_slots()):
@@ -78,8 +83,16 @@ def measure(of: str = "") -> None:
 
 
 def _measure(what: str, step: str, of: str, slot: int = 0) -> None:
-    doctor.begun(name=f"Begin: {step}", what=what, step=step, of=of, slot=slot)
+    doctor.begun(name=f"Begin: {step}", what=what, step=step, of=of, slot=slot, unless=_locked)
     doctor.ended(name=f"End: {step}", what=what, of=of, slot=slot)
+
+
+def _locked() -> str:
+    """Who is at work, if anybody else is."""
+    name = _cluster().control.name
+    if lock.is_ours(name):
+        return ""
+    return next(reversed(remote.failures), f"{name}, which has the lock, cannot be reached")
 
 
 def _slots() -> list[int]:
@@ -179,6 +192,8 @@ def _reaches() -> dict[str, dict[str, list[int]]]:
     for replica in [] if isinstance(made, str) else [one for its in made for one in its.replicas]:
         for name, to in permutations(replica.hosts, 2):
             ports = {*sample(_ports(replica, to, _cluster().hosts[to])), EPHEMERAL}
+            if to == replica.head.name:
+                ports.add(replica.ports.master)  # where the ranks of an all-reduce meet
             found.setdefault(name, {}).setdefault(to, set()).update(ports)
         head = replica.head.name
         for name in _gateways(_cluster().hosts[head]):

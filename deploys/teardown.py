@@ -1,11 +1,15 @@
 """Stop serving: every replica's units and configuration, gone; the node stays provisioned."""
 
+from pyinfra import host
+
 from deploys.cluster import begin
 from roles import gang, gateway, health, releases, replicas, units, vllm
 from roles.barrier import barrier
 
 begin()
 
+if host.get_fact(gateway.Configuration).ending:  # it would be waited for
+    gateway.ended(name="Cut what the gateway still answers", timeout=0, cut=True)
 units.only(name="Stop the gateway", pattern="rackserve-gateway-*.service")
 units.only(name="Stop every replica", pattern="rackserve-*-gang.service")
 barrier(name="No replica runs")

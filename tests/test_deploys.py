@@ -78,8 +78,6 @@ vLLM | Keep the API key from Ray's workers
 Keep the release of replica-0
 Say in the history what begins
 Every release is on its nodes
-Every gateway knows what answers
-No other host is a gateway
 Stop what is not planned
 Remove what is not planned
 Only planned replicas are left
@@ -259,6 +257,41 @@ def test_a_replica_that_had_a_part_on_a_host_that_left_the_inventory_is_replaced
     plan = json.loads(done.stdout)["plan"]
     (place,) = places(plan, "Put replica-0 in place")
     assert plan[place]["hosts_with_change"] == [*HEAD, *WORKERS]
+
+
+@pytest.fixture
+def moving(tmp_path):
+    """moving(*words): a plan to serve through gpu2, where gpu1 is the gateway of a replica of its own."""
+    was = Release("replica-0", "old", tuple(HEAD), "10.0.0.1", 8000, 30000, 256, (0,), "/w")
+    kept = {"old": {"release": was.as_json(), "proven": 0.0, "answer": ""}}
+    its = {"there": True, "installed": "old", "settled": True, "up": True, "kept": kept}
+    says = {
+        "release.py look": [json.dumps({"replica-0": its})],
+        "find /etc/systemd/system": ["/etc/systemd/system/rackserve-gateway-haproxy.service"],
+    }
+    inventory = tmp_path / "moving.py"
+    inventory.write_text(INVENTORY.replace('"10.0.0.1"}', f'"10.0.0.1", "fake_responses": {says!r}}}'))
+    settings = {**SETTINGS, "tensor_parallel": 1, "pipeline_parallel": 1,
+                "replicas": 1, "gateway": "@fake/gpu2"}  # fmt: skip
+    data = [f"--data={key}={value}" for key, value in settings.items()]
+    return lambda *words: pyinfra(inventory, "deploys/serve.py", "--dry", "--json", *data, *words)
+
+
+def test_a_gateway_that_moves_is_seen_to_work_before_the_old_one_ends(moving):
+    done = moving()
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)["plan"]
+    (handed,), (stopped,) = places(plan, "Hand over to another gateway"), places(plan, "Stop replica-0")
+    loaded = min(places(plan, "Gateway | Load haproxy.cfg"))
+    (looked,) = places(plan, "Wait until this gateway sees replica-0")
+    assert loaded < looked < handed < stopped
+    assert plan[handed]["hosts_with_change"] == HEAD and plan[loaded]["hosts_with_change"] == ["@fake/gpu2"]
+
+
+def test_a_gateway_does_not_end_when_limit_leaves_the_new_one_out(moving):
+    done = moving("--limit", "@fake/gpu1", "--limit", "@fake/gpu3")
+    assert done.returncode == 1 and not done.stdout
+    assert "@fake/gpu2 is, or was, a gateway, and --limit leaves it out" in " ".join(done.stderr.split())
 
 
 def test_operations_of_several_replicas_are_matched_one_to_one(plan_of):

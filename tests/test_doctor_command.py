@@ -23,7 +23,8 @@ def answering(tmp_path):
 
     def made(hosts, measured=None, **data):
         def of(number, saw):
-            says = {"python3 -I -c": json.dumps({**saw, "time": 4e9})} if saw else {}
+            says: dict = {"python3 -I -S - take": "0"}  # the lock was free
+            says |= {"python3 -I -c": json.dumps({**saw, "time": 4e9})} if saw else {}
             for what, found in (measured or {}).get(number, {}).items():
                 says[f"/run/rackserve-doctor-{what}/answer"] = json.dumps(found)
             # The command of an operation that cannot go on; on a fake host it too succeeds.

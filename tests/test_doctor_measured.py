@@ -26,6 +26,14 @@ def changed(number, key, value, **expected):
     return hosts
 
 
+def both(*said):
+    """The two healthy hosts, whose parts of an all-reduce ended so."""
+    return [
+        dataclasses.replace(host, measured={**host.measured, "allreduce replica-0": its})
+        for host, its in zip(healthy(), said, strict=True)
+    ]
+
+
 @pytest.mark.parametrize(("ranks", "factor"), [(2, 1.0), (4, 1.5), (16, 1.875)])
 def test_busbw_is_what_nccl_tests_call_so(ranks, factor):
     # doc/PERFORMANCE.md there: B = S/t * (2*(n-1)/n)
@@ -136,11 +144,15 @@ def test_gloo_is_slow_without_a_failure():
 
 
 def test_one_that_broke_off_fails_and_one_that_could_not_begin_is_unknown():
-    broke = {"error": "rank 3: DistBackendError: NCCL error", "nccl": []}
+    broke = {"error": "rank 3: DistBackendError: NCCL error", "nccl": ["NCCL version 2.30.7+cuda13.0"]}
     row = found("gpu.allreduce", changed(1, "allreduce replica-0", broke), "gpu1")
     assert (row.status, row.evidence) == ("fail", "replica-0: rank 3: DistBackendError: NCCL error")
+    late, ill = {"error": "rank 0: DistNetworkError: timed out", "nccl": []}, {"error": "rank 3: CUDA error"}
+    row = found("gpu.allreduce", both(late, ill), "gpu1")
+    assert row.status == "unknown"
+    assert row.evidence == "not measured: rank 3: CUDA error; rank 0: DistNetworkError: timed out"
     busy = {"error": "replica-0: gpu2 serves (rackserve-replica-0-vllm): its GPUs are busy"}
-    row = found("gpu.allreduce", changed(1, "allreduce replica-0", busy), "gpu1")
+    row = found("gpu.allreduce", both(busy, busy), "gpu1")
     assert row.status == "unknown" and "gpu2 serves" in row.evidence
 
 

@@ -221,8 +221,8 @@ def states(monkeypatch, *names):
     return told
 
 
-def one(name, sessions=0, status="UP"):
-    return {"name": name, "sessions": sessions, "status": status}
+def one(name, sessions=0, status="UP", checked=True):
+    return {"name": name, "sessions": sessions, "status": status, "checked": checked}
 
 
 def test_answers_that_do_not_end_in_time_are_said(on_host, monkeypatch):
@@ -257,6 +257,10 @@ def test_one_that_has_just_come_back_is_waited_for(on_host, monkeypatch):
 def test_a_replica_is_let_in_when_the_gateway_sees_it(on_host, monkeypatch):
     answering(monkeypatch, [one("replica-0", status="DOWN")], [one("replica-0")])
     assert on_host({}, executing=True).yielded(seen, replica="replica-0") == []
+    answering(monkeypatch, [one("replica-0", status="DOWN (agent)")])
+    answering(monkeypatch, [one("replica-0", status="UP 1/3", checked=False)])
+    (problem,) = on_host({}, executing=True).yielded(seen, replica="replica-0")
+    assert problem == "the gateway takes replica-0 for not looked at yet"
     answering(monkeypatch, [one("replica-0", status="DOWN (agent)")])
     problems = []
     (problem,) = on_host({}, executing=True).yielded(seen, replica="replica-0")

@@ -49,8 +49,9 @@ def test_others_that_got_too_few_meanwhile_are_taken_as_they_were_before():
 def test_who_waits_counts_although_only_those_that_had_their_turn_were_measured():
     now = {"requests": 0, "errors": 0, "next": (0, 0)}
     before, after = {**now, "first": (0, 0)}, {**now, "first": (1.0, 10.0), "waiting": 20.0}
-    assert between(before, after, 30)["first"] == [60.0, 30.0]
-    assert between(before, {**after, "first": (0, 0)}, 30)["first"] == [600.0, 20.0]
+    assert between(before, {**after, "waiting": 5.0}, 30)["first"] == [15.0, 15.0]
+    assert between(before, after, 30)["first"] == [30, 30.0]  # nobody has waited longer
+    assert between(before, {**after, "first": (0, 0)}, 30)["first"] == [30, 20.0]
     assert between(before, {**after, "waiting": 0}, 30)["first"] == [0.1, 10.0]
 
 

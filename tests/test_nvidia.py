@@ -320,10 +320,20 @@ def test_a_driver_of_the_usual_branch_is_kept_whole_whoever_installed_it():
 
 
 def test_where_no_driver_is_loaded_the_run_ends_and_says_what_loads_one(on_host):
-    assert on_host({Loaded: "580.95.05"}, executing=True).commands(operations.loaded) == []
-    host = on_host({Loaded: ""}, executing=True)
+    its = node(loaded="580.95.05", module="580.95.05")
+    assert on_host({Loaded: "580.95.05", Look: its}, executing=True).commands(operations.loaded) == []
+    host = on_host({Loaded: "", Look: node()}, executing=True)
     assert host.commands(operations.loaded) == ["false"] and "--data reboot=due" in host.said[0]
     assert on_host({Loaded: ""}).commands(operations.loaded) == []
+
+
+def test_where_another_driver_is_installed_than_is_loaded_nothing_is_started(on_host):
+    its = node(loaded="570.1", module="580.95.05")
+    host = on_host({Loaded: "570.1", Look: its}, executing=True)
+    assert host.commands(operations.loaded) == ["false"]
+    assert "driver 580.95.05 is installed, and 570.1 is loaded, so nothing could start" in host.said[0]
+    up = replace(its, serving=("replica-0",))
+    assert on_host({Loaded: "570.1", Look: up}, executing=True).commands(operations.loaded) == []
 
 
 def test_signed_modules_of_another_kernel_are_not_installed_under_a_replica():

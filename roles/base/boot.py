@@ -7,10 +7,15 @@ from dataclasses import dataclass
 from io import StringIO
 
 from pyinfra import host, state
-from pyinfra.api import FactBase, StringCommand, deploy, operation
+from pyinfra.api import FactBase, QuoteString, StringCommand, deploy, operation
 from pyinfra.api.operation import OperationMeta
 from pyinfra.operations import files
 
+#: $1 the parameter, which a file of a later name could take away again.
+_UPDATE = (
+    'update-grub && { grep -qFw -e "$1" /boot/grub/grub.cfg || { echo "update-grub left $1 out: look for'
+    ' GRUB_CMDLINE_LINUX in /etc/default/grub.d" >&2; false; }; }'
+)
 DROP_IN = "/etc/default/grub.d/rackserve.cfg"
 MENU = "/boot/grub/grub.cfg"
 
@@ -92,7 +97,7 @@ def menu(parameter: str, changed: Sequence[OperationMeta] = ()) -> Iterator[Stri
     if parameter not in seen.now:
         host.log(f"it runs without {parameter}: rackserve rollout --reboot due reboots for it")
     if parameter not in seen.menu or foretold:
-        yield StringCommand("update-grub")
+        yield StringCommand("sh", "-c", QuoteString(_UPDATE), "sh", parameter)
         return
     host.noop(f"GRUB boots it with {parameter}")
 

@@ -19,7 +19,7 @@ from roles import service
 from roles.units.facts import Unit
 
 #: Not one of `rackserve-*`: those are what is served, and go with it.
-UNIT = "cpu-governor.service"
+UNIT = "governor-rackserve.service"
 
 # Energy-performance hints are not set: with the governor `performance` intel_pstate and amd_pstate set them
 # themselves, and refuse others (the kernel's Documentation/admin-guide/pm/intel_pstate.rst, amd-pstate.rst).

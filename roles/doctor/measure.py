@@ -45,21 +45,27 @@ def measured(hosts: Sequence[Host]) -> list[Host]:
 
 
 @operation()
-def begun(what: str, step: str, of: str = "", slot: int = 0) -> Iterator[str]:
+def begun(
+    what: str, step: str, of: str = "", slot: int = 0, unless: Callable[[], str] = str
+) -> Iterator[str]:  # fmt: skip
     """A program of node/ runs on this host, unless it has no part in it; not done by --dry.
 
     + of: only where this replica is; + slot: of the replicas of this slot
+    + unless: says why nothing is to be measured now
     """
     if state.is_executing and _is_meant(host.name, of):
         _say(step)
         found = MEASURED.setdefault(host.name, {})
         try:
+            if why := unless():
+                raise Unclear(why)
             if task := _task(what, SEEN[host.name], of, slot):
                 _end_with_the_run()
+                found[what] = None  # from here on it is stopped with the run
                 _run(_start(task), LIMITS["connecting"])
-                found[what] = None
-        except (Unclear, LookupError, TypeError, OSError, EOFError, SSHException) as why:
-            found[_key(what, host.name, of, slot)] = {"error": str(why)}
+        except (Unclear, LookupError, TypeError, OSError, EOFError, SSHException) as error:
+            found.pop(what, None)
+            found[_key(what, host.name, of, slot)] = {"error": str(error)}
     host.noop("begun")
     return
     yield

@@ -59,6 +59,7 @@ def rows(stat):
             "backend": row["pxname"],  # one for each model
             "status": row["status"],  # UP, DOWN, MAINT, "UP 1/3", "DOWN (agent)"
             "in": not row["status"].startswith("MAINT"),
+            "checked": row["check_status"] != "INI",  # until it is, UP is only what is hoped
             "sessions": int(row["scur"]),
             "queued": int(row["qcur"]),
             "requests": int(row["stot"]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,11 +45,12 @@ _END = (
 
 @dataclass(frozen=True)
 class Loaded:
-    """The configuration on disk, and whether a gateway runs that has not loaded it."""
+    """The configuration on disk; whether a gateway runs, has not loaded it, or was told to end (`ended`)."""
 
     sha256: str = ""
     active: bool = False
     outdated: bool = False
+    ending: bool = False
 
 
 class Configuration(FactBase[Loaded]):
@@ -58,7 +59,8 @@ class Configuration(FactBase[Loaded]):
     def command(self) -> str:
         show = "systemctl show --timestamp=us+utc --property=ActiveState,StateChangeTimestamp"
         return (
-            f"sha256sum {CONFIG} 2>/dev/null; stat --format=changed=%.Y {CONFIG} 2>/dev/null; {show} {UNIT}"
+            f"sha256sum {CONFIG} 2>/dev/null; stat --format=changed=%.Y {CONFIG} 2>/dev/null; {show} {UNIT};"
+            f" test ! -e {_DROP_IN} || echo ending=yes"
         )
 
     def process(self, output: list[str]) -> Loaded:
@@ -69,6 +71,7 @@ class Configuration(FactBase[Loaded]):
             sha256=sums[0] if sums else "",
             active=shown.get("ActiveState") in RUNS,
             outdated=float(shown.get("changed", 0)) > loaded,
+            ending="ending" in shown,
         )
 
     @staticmethod
@@ -225,11 +228,15 @@ def _down(names: Sequence[str]) -> dict[str, str]:
     """Those of the replicas that do not answer, also not after a while, and how they are."""
     until = time.monotonic() + GRACE
     while True:
-        there = {one["name"]: one["status"] for one in _servers()}
+        there = {one["name"]: _status(one) for one in _servers()}
         down = {name: there[name] for name in names if name in there and not there[name].startswith("UP")}
         if not down or time.monotonic() > until:
             return down
         time.sleep(INTERVAL)
+
+
+def _status(one: Mapping[str, Any]) -> str:
+    return one["status"] if one["checked"] else "not looked at yet"
 
 
 def _await(replica: str, timeout: float) -> str | None:

@@ -76,7 +76,8 @@ def queued(first, waiting, lasted):
     """The means are of those that had their turn; the last who waits has all the others before it."""
     average, count = first or (0.0, 0)
     known = count + waiting
-    return [max(average, waiting * lasted / max(count, 1)), known] if known else None
+    waits = min(lasted, waiting * lasted / max(count, 1))  # no one has waited longer here
+    return [max(average, waits), known] if known else None
 
 
 if __name__ == "__main__":

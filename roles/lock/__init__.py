@@ -65,6 +65,11 @@ def hold() -> Iterator[StringCommand]:
     host.noop("lock")
 
 
+def is_ours(name: str) -> bool:
+    """Whether this run has the lock on that host."""
+    return name in _held
+
+
 @operation()
 def held() -> Iterator[str]:
     """A barrier for every host: what it answered while another may have held the lock is asked again."""

@@ -175,12 +175,20 @@ def running(
 
 @operation()
 def loaded() -> Iterator[StringCommand]:
-    """Nothing, where a driver is loaded; others fail, and say what loads it."""
-    if state.is_executing and not host.get_fact(Loaded):
-        why = "no NVIDIA driver is loaded, so nothing could start: --data reboot=due reboots for one that is"
-        yield remote.failure(host, f"{why} installed; rackserve doctor says more")
+    """Nothing, where a driver is loaded and no other is installed; others fail, and say what loads it."""
+    if state.is_executing and (why := _unfit(host.get_fact(Loaded), _seen())):
+        yield remote.failure(host, f"{why}, so nothing could start: --data reboot=due reboots for one that is"
+                                   " installed; rackserve doctor says more")  # fmt: skip
         return
     host.noop("a driver is loaded")
+
+
+def _unfit(loaded: str, seen: Seen) -> str:
+    if not loaded:
+        return "no NVIDIA driver is loaded"
+    if seen.module and seen.module != seen.loaded and not seen.serving:
+        return f"driver {seen.module} is installed, and {loaded} is loaded"
+    return ""
 
 
 @operation()

@@ -120,8 +120,12 @@ def _reduced(ranks: Ranks, hosts: Mapping[str, Host]) -> Verdict:
     """What one replica's all-reduce shows."""
     its, found = [hosts[name] for name in ranks.hosts if name in hosts], _found(ranks, hosts)
     if "rows" not in found:
-        said = f"{ranks.replica}: {found['error']}"
-        return failed(said) if "nccl" in found else Verdict("unknown", f"not measured: {found['error']}")
+        parts = {name: _found(ranks, hosts, name) for name in reversed(ranks.hosts) if name in hosts}
+        errors = "; ".join(dict.fromkeys(part["error"] for part in parts.values() if "error" in part))
+        began = any(part.get("nccl") for part in parts.values())
+        return (
+            failed(f"{ranks.replica}: {errors}") if began else Verdict("unknown", f"not measured: {errors}")
+        )
     lines = [line for host in its for line in _found(ranks, hosts, host.name).get("nccl", ())]
     over = "gloo" if ranks.backend == "gloo" else network(lines)
     best, figures = _figures(ranks, found["rows"])

@@ -148,21 +148,14 @@ def test_a_rollback_brings_back_what_ran_before_both_runs(
     assert all_well(lab[0])
 
 
-@pytest.mark.parametrize(
-    ("wrong", "why"),
-    [
-        ({"load-format": "sharded_state"}, "no token after"),
-        ({"load-format": "dummy"}, "it answers "),
-    ],
-    ids=["does not start", "answers wrongly"],
-)
-def test_a_version_that_fails_is_put_back_and_the_others_are_not_touched(
-    lab: list[Node], inventory: str, expected: Path, wrong: dict[str, str], why: str
+def test_a_version_that_answers_wrongly_is_put_back_and_the_others_are_not_touched(
+    lab: list[Node], inventory: str, expected: Path
 ) -> None:
+    """One that does not start is among the cases of `make bench-rollout`: this has ten minutes in all."""
     before, started = running(lab[0]), unit_starts(lab[0])
-    done = rollout(inventory, **arguments(**wrong))
+    done = rollout(inventory, **arguments(**{"load-format": "dummy"}))
     (line,) = [line for line in done.said.splitlines() if line.startswith("rackserve: ")]
-    assert done.code == 1 and "replica-0 was put back: " in line and why in line, done.said
+    assert done.code == 1 and "replica-0 was put back: " in line and "it answers " in line, done.said
     assert running(lab[0]) == before and all_well(lab[0])
     assert unit_starts(lab[0])[1] == started[1]
     assert "failed: replica-0 was put back" in rackserve("history", "-i", inventory).said

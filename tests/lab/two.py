@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import threading
+import time
+from contextlib import suppress
 from typing import Any
 
 import requests
 
 from .node import Node
+from .shell import LabError
 from .testing import api_key
 
 PORT = 8080
@@ -46,7 +49,11 @@ def gateway(node: Node, words: str) -> str:
 
 
 def states(node: Node) -> list[dict[str, Any]]:
-    """How the gateway sees each replica."""
+    """How the gateway sees each replica; one that is just being loaded anew is asked again, as a run does."""
+    for _ in range(4):
+        with suppress(LabError):
+            return json.loads(gateway(node, "servers"))
+        time.sleep(1)
     return json.loads(gateway(node, "servers"))
 
 

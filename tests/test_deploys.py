@@ -244,11 +244,16 @@ def test_no_operation_carries_two_names(plan_of, deploy, settings):
     assert [op["names"] for op in plan_of(deploy, **settings) if len(op["names"]) != 1] == []
 
 
-def test_a_replica_that_had_a_part_on_a_host_that_left_the_inventory_is_replaced(tmp_path):
-    was = Release("replica-0", "old", ("@fake/gpu1", "@fake/gone"), "10.0.0.1", 8000, 30000, 256, (0,), "/w")
+def there(*hosts):
+    """What one of those hosts says of a replica on them that is up, of a release that is not wanted."""
+    was = Release("replica-0", "old", hosts, "10.0.0.1", 8000, 30000, 256, (0,), "/w")
     kept = {"old": {"release": was.as_json(), "proven": 0.0, "answer": ""}}
     its = {"there": True, "installed": "old", "settled": True, "up": True, "kept": kept}
-    says = {"release.py look": [json.dumps({"replica-0": its})]}
+    return json.dumps({"replica-0": its})
+
+
+def test_a_replica_that_had_a_part_on_a_host_that_left_the_inventory_is_replaced(tmp_path):
+    says = {"release.py look": [there("@fake/gpu1", "@fake/gone")]}
     inventory = tmp_path / "left.py"
     inventory.write_text(INVENTORY.replace('"10.0.0.1"}', f'"10.0.0.1", "fake_responses": {says!r}}}'))
     data = [f"--data={key}={value}" for key, value in SETTINGS.items()]
@@ -262,11 +267,8 @@ def test_a_replica_that_had_a_part_on_a_host_that_left_the_inventory_is_replaced
 @pytest.fixture
 def moving(tmp_path):
     """moving(*words): a plan to serve through gpu2, where gpu1 is the gateway of a replica of its own."""
-    was = Release("replica-0", "old", tuple(HEAD), "10.0.0.1", 8000, 30000, 256, (0,), "/w")
-    kept = {"old": {"release": was.as_json(), "proven": 0.0, "answer": ""}}
-    its = {"there": True, "installed": "old", "settled": True, "up": True, "kept": kept}
     says = {
-        "release.py look": [json.dumps({"replica-0": its})],
+        "release.py look": [there(*HEAD)],
         "find /etc/systemd/system": ["/etc/systemd/system/rackserve-gateway-haproxy.service"],
     }
     inventory = tmp_path / "moving.py"

@@ -14,7 +14,7 @@ import pytest
 from pyinfra.context import ctx_host, ctx_state
 
 from roles.nvidia import BLACKLIST, NOUVEAU, PERSISTENT, apt, dnf, operations, yours
-from roles.nvidia.facts import BUILD, Fingerprints, Initramfs, Loaded, Look, Offered, Room, Space, Staged
+from roles.nvidia.facts import BUILD, Fingerprints, Initramfs, Look, Offered, Room, Space, Staged
 from roles.nvidia.problems import problems
 from roles.nvidia.table import BRANCHES, DRIVER, FINGERPRINT, KEYRING, PERSISTENCE, ROWS, TOOLKIT
 from roles.nvidia.want import Package, Seen, wanted
@@ -321,19 +321,19 @@ def test_a_driver_of_the_usual_branch_is_kept_whole_whoever_installed_it():
 
 def test_where_no_driver_is_loaded_the_run_ends_and_says_what_loads_one(on_host):
     its = node(loaded="580.95.05", module="580.95.05")
-    assert on_host({Loaded: "580.95.05", Look: its}, executing=True).commands(operations.loaded) == []
-    host = on_host({Loaded: "", Look: node()}, executing=True)
+    assert on_host({Look: its}, executing=True).commands(operations.loaded) == []
+    host = on_host({Look: node(loaded="")}, executing=True)
     assert host.commands(operations.loaded) == ["false"] and "--data reboot=due" in host.said[0]
-    assert on_host({Loaded: ""}).commands(operations.loaded) == []
+    assert on_host({}).commands(operations.loaded) == []
 
 
 def test_where_another_driver_is_installed_than_is_loaded_nothing_is_started(on_host):
     its = node(loaded="570.1", module="580.95.05")
-    host = on_host({Loaded: "570.1", Look: its}, executing=True)
+    host = on_host({Look: its}, executing=True)
     assert host.commands(operations.loaded) == ["false"]
     assert "driver 580.95.05 is installed, and 570.1 is loaded, so nothing could start" in host.said[0]
     up = replace(its, serving=("replica-0",))
-    assert on_host({Loaded: "570.1", Look: up}, executing=True).commands(operations.loaded) == []
+    assert on_host({Look: up}, executing=True).commands(operations.loaded) == []
 
 
 def test_signed_modules_of_another_kernel_are_not_installed_under_a_replica():

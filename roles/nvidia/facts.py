@@ -101,20 +101,6 @@ def _replica(unit: str) -> str:
     return match[1] if match else unit
 
 
-class Loaded(FactBase[str]):
-    """The version of the module that is loaded; "" without one."""
-
-    def command(self) -> str:
-        return "cat /sys/module/nvidia/version 2>/dev/null || true"
-
-    def process(self, output: list[str]) -> str:
-        return "".join(output).strip()
-
-    @staticmethod
-    def default() -> str:
-        return ""
-
-
 class Offered(FactBase["dict[str, list[str]]"]):
     """{package: versions that apt would install, the newest first}; what a pin keeps out is none."""
 

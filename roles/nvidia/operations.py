@@ -15,7 +15,7 @@ from roles import remote
 from roles.units.facts import Unit
 
 from . import apt
-from .facts import Fingerprints, Initramfs, Loaded, Look, Offered, Room, Staged
+from .facts import Fingerprints, Initramfs, Look, Offered, Room, Staged
 from .table import FINGERPRINT
 from .want import Seen, Wanted
 
@@ -176,18 +176,18 @@ def running(
 @operation()
 def loaded() -> Iterator[StringCommand]:
     """Nothing, where a driver is loaded and no other is installed; others fail, and say what loads it."""
-    if state.is_executing and (why := _unfit(host.get_fact(Loaded), _seen())):
+    if state.is_executing and (why := _unfit(_seen())):
         yield remote.failure(host, f"{why}, so nothing could start: --data reboot=due reboots for one that is"
                                    " installed; rackserve doctor says more")  # fmt: skip
         return
     host.noop("a driver is loaded")
 
 
-def _unfit(loaded: str, seen: Seen) -> str:
-    if not loaded:
+def _unfit(seen: Seen) -> str:
+    if not seen.loaded:
         return "no NVIDIA driver is loaded"
     if seen.module and seen.module != seen.loaded and not seen.serving:
-        return f"driver {seen.module} is installed, and {loaded} is loaded"
+        return f"driver {seen.module} is installed, and {seen.loaded} is loaded"
     return ""
 
 

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -20,8 +21,8 @@ menuentry 'Debian GNU/Linux' --class debian {
 """
 
 
-def booted(now="quiet", menu="quiet", machine="x86_64", grub=True):
-    return Booted(machine, grub, frozenset(now.split()), frozenset(menu.split()))
+def booted(now="quiet", menu="quiet", machine="x86_64", grub=True, since=False):
+    return Booted(machine, grub, frozenset(now.split()), frozenset(menu.split()), since)
 
 
 def read(root, *tools):
@@ -45,6 +46,9 @@ def test_how_a_host_boots_is_read(tmp_path):
     assert seen.grub and seen.parameter in PARAMETERS
     assert "iommu=pt" in seen.menu and "initrd" not in seen.menu
     assert seen.now == {"root=UUID=1", "ro", "quiet"}
+    for moment, since in ((0, False), (time.time() + 60, True)):
+        (tmp_path / "proc/stat").write_text(f"cpu 1 2 3\nbtime {moment:.0f}\n")
+        assert read(tmp_path, "update-grub").since is since
 
 
 PARAMETERS = ("iommu=pt", "iommu.passthrough=1")
@@ -67,6 +71,10 @@ def test_what_cannot_be_told_is_refused_in_words():
         "iommu is pt, and it is not GRUB that boots it (update-grub, /boot/grub/grub.cfg): put iommu=pt on"
         " its kernel's command line, and reboot it"
     )
+    told = "quiet iommu=pt"
+    assert cannot_boot(booted(menu=told)) == cannot_boot(booted(told, told, since=True)) == ""
+    tried = cannot_boot(booted(menu=told, since=True))
+    assert "it booted without iommu=pt, which /boot/grub/grub.cfg has" in tried
     assert "of riscv64 is told so; leave `iommu` out" in cannot_boot(booted(machine="riscv64"))
     assert booted(machine="aarch64").parameter == "iommu.passthrough=1"
 

@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -379,6 +380,9 @@ def test_a_reboot_is_due_when_grub_would_tell_the_kernel_what_it_was_not_told(tm
     assert reboot_due(tmp_path, "") == "", "GRUB is not told by us"
     written_to(tmp_path / "etc/default/grub.d/rackserve.cfg", drop_in("iommu=pt"))
     assert reboot_due(tmp_path, "") == "it is to boot with iommu=pt"
+    written_to(tmp_path / "proc/stat", f"cpu 1 2 3\nbtime {time.time() + 60:.0f}\n")
+    assert reboot_due(tmp_path, "") == "", "the last one did not bring it"
+    written_to(tmp_path / "proc/stat", "btime 0\n")
     written_to(tmp_path / "proc/cmdline", "BOOT_IMAGE=/vmlinuz iommu=pt quiet\n")
     assert reboot_due(tmp_path, "") == ""
     written_to(tmp_path / "proc/cmdline", "quiet\n")

@@ -19,6 +19,9 @@ _UPDATE = (
 DROP_IN = "/etc/default/grub.d/rackserve.cfg"
 MENU = "/boot/grub/grub.cfg"
 
+#: Whether a host was booted after its menu was made, so that booting it again brings no more of it.
+SINCE = f'test "$(stat -c %Y {MENU})" -lt "$(sed -n "s/^btime //p" /proc/stat)"'
+
 #: Devices that are not given away reach memory as it is (the kernel's admin-guide/kernel-parameters.txt; on
 #: x86 by the word of vendors' guides). What else these name is left out: intel_iommu=on turns on what does no
 #: harm off, and amd_iommu knows no `on`.
@@ -33,6 +36,7 @@ class Booted:
     grub: bool = False
     now: frozenset[str] = frozenset()
     menu: frozenset[str] = frozenset()
+    since: bool = False  # it was booted after that menu was made
 
     @property
     def parameter(self) -> str:
@@ -46,7 +50,7 @@ class Boot(FactBase["Booted | None"]):
     def command(self) -> str:
         return (
             'echo "machine $(uname -m)"; echo "now $(cat /proc/cmdline)";'
-            f" command -v update-grub >/dev/null && test -e {MENU} && echo grub;"
+            f" command -v update-grub >/dev/null && test -e {MENU} && echo grub && {SINCE} && echo since;"
             f" sed -n 's/^[[:space:]]*linux[[:space:]]/menu /p' {MENU} 2>/dev/null; echo booted"
         )
 
@@ -59,7 +63,7 @@ class Boot(FactBase["Booted | None"]):
             for key in ("now", "menu")
         }
         machine = next((row[1] for row in rows if row[:1] == ["machine"]), "")
-        return Booted(machine, ["grub"] in rows, said["now"], said["menu"])
+        return Booted(machine, ["grub"] in rows, said["now"], said["menu"], ["since"] in rows)
 
     @staticmethod
     def default() -> None:
@@ -70,9 +74,14 @@ def cannot_boot(seen: Booted) -> str:
     """Why a host cannot be made to boot so; "" when it can, or does already."""
     if not seen.parameter:
         return f"iommu is pt: not known how a kernel of {seen.machine} is told so; leave `iommu` out"
-    if not seen.grub and seen.parameter not in seen.now:
-        by_hand = f"put {seen.parameter} on its kernel's command line, and reboot it"
+    by_hand = f"put {seen.parameter} on its kernel's command line, and reboot it"
+    if seen.parameter in seen.now:
+        return ""
+    if not seen.grub:
         return f"iommu is pt, and it is not GRUB that boots it (update-grub, {MENU}): {by_hand}"
+    if seen.parameter in seen.menu and seen.since:
+        booted = f"it booted without {seen.parameter}, which {MENU} has"
+        return f"iommu is pt, and {booted}: something else boots it; {by_hand}"
     return ""
 
 

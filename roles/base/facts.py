@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pyinfra.api import FactBase
 
-from .boot import DROP_IN, MENU
+from .boot import DROP_IN, MENU, SINCE
 
 _CHECKS = {
     "python3": ("command -v python3", "no python3 (install it)"),
@@ -76,7 +76,7 @@ class RebootDue(FactBase[str]):
             " echo installed: $(modinfo --field version nvidia 2>/dev/null);"
             f" word=$(sed -n 's/^GRUB_CMDLINE_LINUX=.* \\(.*\\)\"$/\\1/p' {DROP_IN} 2>/dev/null);"
             f' test -z "$word" || grep -qsFw -e "$word" /proc/cmdline || ! grep -qsFw -e "$word" {MENU}'
-            ' || echo "boots: $word"'
+            f' || {SINCE} || echo "boots: $word"'
         )
 
     def process(self, output: list[str]) -> str:

@@ -83,6 +83,7 @@ def seen(number: int) -> dict[str, Any]:
         "nvidia_smi": SMI, "nvlink": NVLINK,
         "driver": "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build  "
                   "(dvs-builder@U22-I3-B17-02-5)  Tue Sep 23 09:55:41 UTC 2025\n",
+        "nvcc": "Cuda compilation tools, release 13.0, V13.0.88\n",
         "fabricmanager": "Fabric Manager version is : 580.95.05\n",
         "packages": "hold installed nvidia-open-580 580.95.05-1\n",
         "gpu_processes": "700, 70000 MiB\n", "gpu_cgroups": {"700": OURS},

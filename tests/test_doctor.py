@@ -61,6 +61,7 @@ BROKEN = {
                       "fail", "busbw 1.61 GB/s at 1 GiB"),
     "gpu.count": (set_to("nvidia_smi", H100), "fail", "2 promised, 1 found, 2 on the bus"),
     "gpu.cuda": (smi(": 13.0", ": 12.2"), "fail", "CUDA 12.2, vLLM's environment has 13.0.96"),
+    "gpu.compiler": (set_to("nvcc", None), "warn", "no nvcc"),
     "gpu.driver": (set_to("nvidia_smi", MISMATCH), "fail", "module 580.95.05, library 580.105"),
     "gpu.ecc": (smi("DRAM Uncorrectable            : 0", "DRAM Uncorrectable            : 3"), "fail",
                 "3 uncorrectable"),

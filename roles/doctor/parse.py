@@ -32,6 +32,12 @@ def driver_says(text: str, key: str) -> str:
     return match[1] if match else ""
 
 
+def compiler_says(text: str) -> str:
+    """The CUDA of `nvcc --version`: 13.0."""
+    match = re.search(r"release (\d+\.\d+)", text)
+    return match[1] if match else ""
+
+
 def loaded_driver(text: str) -> str:
     """The version in /proc/driver/nvidia/version."""
     match = re.search(r"Module(?: for \S+)?\s+(\d[\d.]+)", text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from models import hardware
 
 from ..check import Host, Unclear, Verdict, check, failed, passed, warned
-from ..parse import driver_says, gpus, loaded_driver, properties
+from ..parse import compiler_says, driver_says, gpus, loaded_driver, properties
 
 
 def seen_gpus(host: Host) -> list[dict[str, str]]:
@@ -129,6 +129,25 @@ def cuda(host: Host) -> Verdict | None:
         return failed(said)
     # Within a major version older drivers run newer binaries, but cannot compile newer PTX.
     return warned(said) if there < tuple(map(int, wanted.split(".")[:2])) else passed(said)
+
+
+@check(
+    "gpu.compiler",
+    "What compiles kernels as vLLM starts is there",
+    looks_at="/usr/local/cuda/bin/nvcc",
+    fix="rackserve deploy provision installs it with the driver, where that is not yours: docs/provision.md",
+    reference="vllm#49497",
+    gpus_only=True,
+)
+def compiler(host: Host) -> Verdict | None:
+    if not host.expected.cuda:
+        return None
+    has = compiler_says((host.seen or {}).get("nvcc") or "")
+    if not has:
+        return warned("no nvcc: vLLM goes without FlashInfer and DeepGEMM, or does not start")
+    said = f"nvcc of CUDA {has}, vLLM's environment has {host.expected.cuda}"
+    same_major = has.split(".")[0] == host.expected.cuda.split(".")[0]
+    return passed(said) if same_major else warned(said)
 
 
 @check(

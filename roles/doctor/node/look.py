@@ -39,6 +39,7 @@ PROGRAMS = {
     "nvlink": ["nvidia-smi", "nvlink", "--status"],
     "gpu_processes": ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader"],
     "fabricmanager": ["nv-fabricmanager", "--version"],
+    "nvcc": ["/usr/local/cuda/bin/nvcc", "--version"],
     "services": ["systemctl", "show", "--property=Id,LoadState,ActiveState", *SERVICES],
     "kernel": ["journalctl", "-k", "-b", "-q", "--no-pager", "-o", "short-iso", "-n", "200",
                "--grep", KERNEL_SAYS],

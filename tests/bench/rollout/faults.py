@@ -161,6 +161,7 @@ def cold_start_seconds() -> float:
 
 def measured(served: Served, folder: Path, hurt: str, harm: Harm, away: float = 0) -> Row:
     """One harm under load through a gateway that is not hurt; `problems` are what the others lost."""
+    _forget(served, hurt)
     served.settle()
     gateway = next(node for node in served.gateways if node not in served.members(hurt))
     with Under(served, folder, gateway=gateway, users=USERS, keep=False, long=TOKENS) as under:
@@ -177,6 +178,16 @@ def measured(served: Served, folder: Path, hurt: str, harm: Harm, away: float = 
         **counts(under.lines), **_failures(under, hurt, began), "out, s": out and out - began,
         "recovery, s": None if back is None else max(back - over, 0.0),
     }  # fmt: skip
+
+
+def _forget(served: Served, hurt: str) -> None:
+    """Falls of earlier cases, so that this one is the first and no backoff is added to its recovery."""
+    unit, file = f"rackserve-{hurt}-gang", f"/run/rackserve/{hurt}/state.json"
+    served.members(hurt)[0].sudo(
+        f"systemctl kill --signal=STOP {unit}; sed -i /row.:/s/[0-9][0-9]*/0/ {file};"
+        f" systemctl kill --signal=KILL {unit}"
+    )
+    wait_until(lambda: returned_now(served, hurt), LONGEST, f"{hurt} to be adopted")
 
 
 def _failures(under: Under, hurt: str, began: float) -> Row:

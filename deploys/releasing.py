@@ -205,7 +205,10 @@ def _parts(replica: Replica) -> dict[str, list[gang.Part]]:
     gcs = (replica.head.address, replica.ports.ray) if ray.units(replica) else None
     return {
         node.name: [
-            *(gang.Part(unit, None if node == replica.head else gcs) for unit in ray.units(replica)),
+            *(
+                gang.Part(unit, None if node == replica.head else gcs, ray.NEEDS)
+                for unit in ray.units(replica)
+            ),
             *(gang.Part(unit, gcs) for unit in vllm.units(replica, node.name)),
         ]
         for node in replica.nodes

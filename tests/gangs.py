@@ -171,10 +171,10 @@ class Node:
         rows = {name: self.unit(name) for name in (RAY, VLLM)}
         return {name: row["InvocationID"] for name, row in rows.items() if row.get("ActiveState") == "active"}
 
-    def says(self, name, state, result, invocation):
+    def says(self, name, state, result, invocation, **more):
         """What systemd is to say of a unit from now on."""
         row = {"Id": name, "ActiveState": state, "Result": result, "ExecMainStatus": "9",
-               "InvocationID": invocation}  # fmt: skip
+               "InvocationID": invocation, **more}  # fmt: skip
         (self.folder / "units/said").write_text("".join(f"{key}={value}\n" for key, value in row.items()))
         (self.folder / "units/said").replace(self.folder / "units" / name)
 
@@ -202,7 +202,7 @@ class Gang:
 
     def config(self, name, names, awaits, times):
         first = name == names[0]
-        parts = [{"unit": RAY, "awaits": None if first else awaits}]
+        parts = [{"unit": RAY, "awaits": None if first else awaits, "needs": ["raylet"]}]
         config = {
             "host": name, "members": names, "head": ["127.0.0.1", self.port], "token": "of this gang",
             "units": [*parts, {"unit": VLLM, "awaits": None}] if first else parts,

@@ -162,12 +162,13 @@ def test_a_compiler_in_a_unit_is_seen(tmp_path, monkeypatch):
     shutil.copy("/bin/sleep", tmp_path / "ptxas")
     group = tmp_path / "group"
     group.mkdir()
-    rows = {"x.service": {"ControlGroup": str(group)}}
+    row = {"ControlGroup": str(group)}
     monkeypatch.setattr(systemctl, "GROUPS", "")
     (group / "cgroup.procs").write_text(f"{os.getpid()}\n")
-    assert not systemctl.compiles(rows)
+    seen = systemctl.names(row)
+    assert seen and not seen & systemctl.COMPILERS
     with subprocess.Popen([tmp_path / "ptxas", "30"]) as process:
         (group / "cgroup.procs").write_text(f"{os.getpid()}\n{process.pid}\n")
-        wait_until(lambda: systemctl.compiles(rows), 10, "it to be what it runs")
+        wait_until(lambda: systemctl.names(row) & systemctl.COMPILERS, 10, "it to be what it runs")
         process.kill()
-    assert not systemctl.compiles(rows) and not systemctl.compiles({"y.service": {}})
+    assert systemctl.names(row) == seen and systemctl.names({}) == set()

@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -79,6 +80,23 @@ def test_one_that_dies_takes_all_down_and_all_come_back(gang, number, unit, why)
         assert was.keys() == now.keys() and not set(was.values()) & set(now.values())
     assert f"fall 1: {why}; starts again at once" in own.head.journal
     assert f"kill {RAY}" in own.nodes[1].commands
+
+
+def test_a_unit_that_runs_on_without_what_it_needs_takes_all_down(gang, tmp_path):
+    own, group = gang(), tmp_path / "group"
+    group.mkdir()
+    shutil.copy("/bin/sleep", tmp_path / "raylet")
+    with subprocess.Popen([tmp_path / "raylet", "30"]) as raylet:
+        (group / "cgroup.procs").write_text(f"{os.getpid()}\n{raylet.pid}\n")
+        node = own.nodes[1]
+        node.says(RAY, "active", "success", node.runs()[RAY], ControlGroup=f"/../../..{group}")
+        time.sleep(1)  # ten looks
+        assert own.state()["falls"] == 0
+        raylet.kill()
+    told = own.awaits("up", falls=1)
+    assert [fall["why"] for fall in told["recent"]] == [
+        "node2: rackserve-replica-0-ray runs on, but its raylet ended"
+    ]
 
 
 def test_shared_memory_that_nobody_has_any_more_goes_with_a_fall(gang):

@@ -10,7 +10,7 @@ import models
 from models.errors import InventoryError
 from models.plan import Node
 from models.planner import plan
-from roles import gang, service, vllm
+from roles import gang, ray, service, vllm
 from roles.gang import NODE, PROGRAMS
 from roles.gang.operations import Agent
 from roles.programs import Programs, installed, removed
@@ -20,8 +20,8 @@ NODES = [Node("gpu1", "10.0.0.1", 8, "H100"), Node("gpu2", "10.0.0.2", 8, "H100"
 (REPLICA,) = plan(models.get("llama-3.1-405b-instruct"), NODES).replicas
 RAY, VLLM = "rackserve-replica-0-ray.service", "rackserve-replica-0-vllm.service"
 PARTS = {
-    "gpu1": [gang.Part(RAY), gang.Part(VLLM, ("10.0.0.1", 20000))],
-    "gpu2": [gang.Part(RAY, ("10.0.0.1", 20000))],
+    "gpu1": [gang.Part(RAY, needs=ray.NEEDS), gang.Part(VLLM, ("10.0.0.1", 20000))],
+    "gpu2": [gang.Part(RAY, ("10.0.0.1", 20000), ray.NEEDS)],
 }
 TOKEN = "secret of the gang"
 
@@ -44,7 +44,10 @@ def test_the_head_is_told_whom_it_has_and_what_to_watch():
     )  # fmt: skip
     assert json.loads(config.content) == {
         "host": "gpu1", "members": ["gpu1", "gpu2"], "head": ["10.0.0.1", 30100], "token": TOKEN,
-        "units": [{"unit": RAY, "awaits": None}, {"unit": VLLM, "awaits": ["10.0.0.1", 20000]}],
+        "units": [
+            {"unit": RAY, "awaits": None, "needs": ["raylet"]},
+            {"unit": VLLM, "awaits": ["10.0.0.1", 20000], "needs": []},
+        ],
         "user": "rackserve", "folder": "/run/rackserve/replica-0", "times": {"hang": 60},
         "secrets": "/etc/rackserve/replica-0/vllm.env", "api": 8000, "health": ["10.0.0.1", 30000],
     }  # fmt: skip
@@ -54,7 +57,7 @@ def test_the_head_is_told_whom_it_has_and_what_to_watch():
 
 def test_another_node_is_told_its_part_alone():
     said = json.loads(files("gpu2")[0].content)
-    assert said["units"] == [{"unit": RAY, "awaits": ["10.0.0.1", 20000]}]
+    assert said["units"] == [{"unit": RAY, "awaits": ["10.0.0.1", 20000], "needs": ["raylet"]}]
     assert not {"secrets", "api", "health"} & said.keys()
 
 

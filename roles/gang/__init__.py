@@ -33,10 +33,15 @@ LEAST_HANG = 25
 
 @dataclass(frozen=True)
 class Part:
-    """A unit of a replica; `awaits` is the address and port that must accept before it is started."""
+    """A unit of a replica.
+
+    + awaits: the address and port that must accept before it is started
+    + needs: names of processes that it may not lose, though it runs on without
+    """
 
     unit: str
     awaits: tuple[str, int] | None = None
+    needs: Sequence[str] = ()
 
 
 @deploy("Gang")
@@ -85,7 +90,9 @@ def files(
         "members": list(replica.hosts),
         "head": [replica.head.address, replica.ports.gang],
         "token": token,
-        "units": [{"unit": part.unit, "awaits": part.awaits} for part in parts[host_name]],
+        "units": [
+            {"unit": part.unit, "awaits": part.awaits, "needs": list(part.needs)} for part in parts[host_name]
+        ],
         "user": service.USER,
         "folder": f"/run/{_run(replica.name)}",
         "times": {"hang": hang},

@@ -19,6 +19,10 @@ TEMPLATE = Path(__file__).with_name("ray.service.j2")
 #: Bytes. vLLM hardly uses Ray's object store; Ray's own default is 30 % of all memory.
 OBJECT_STORE = 256 * 2**20
 
+#: What a node of Ray is nothing without. `ray start --block` itself runs on when its raylet ends with status
+#: 0 (Ray 2.60, scripts/scripts.py:1294), as it does when one of its agents has died (agent_manager.cc:87).
+NEEDS = ("raylet",)
+
 
 def unit(replica: Replica) -> str:
     return service.unit(replica.name, "ray")

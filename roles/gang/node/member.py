@@ -30,6 +30,7 @@ class Member:
         self.leaving, self.left = False, threading.Event()
         self.problem = ""  # with the head, as it was last said
         self.compiles = False
+        self.had = {}  # {unit: which of the processes that it needs were seen}, in this run
         self.epoch, self.started = self.recall()
         # What runs without an epoch is of nobody, and is stopped first.
         self.state, self.why = ("starting" if self.epoch else "stopping"), ""
@@ -118,7 +119,7 @@ class Member:
         with self.changed:
             wanted = self.order and self.order["epoch"] == epoch
             if wanted and self.state == "stopped":
-                self.epoch, self.started = epoch, {}
+                self.epoch, self.started, self.had = epoch, {}, {}
                 self.remember()
                 self.be("starting")
 
@@ -127,12 +128,14 @@ class Member:
         rows = systemctl.show(self.units) if self.state in ("starting", "running") else None
         if rows is None:
             return
-        self.compiles = systemctl.compiles(rows)
+        names = {unit: systemctl.names(row) for unit, row in rows.items()}
+        self.compiles = any(systemctl.COMPILERS & running for running in names.values())
         for part in self.config["units"]:
             unit = part["unit"]
-            why = systemctl.ended(rows[unit], self.started[unit]) if unit in self.started else None
-            if why:
-                return self.fails(why)
+            if unit in self.started:
+                why = systemctl.ended(rows[unit], self.started[unit]) or self.lost(part, names[unit])
+                if why:
+                    return self.fails(why)
             if unit not in self.started:
                 if part["awaits"] and not accepts(part["awaits"]):
                     return self.be(
@@ -144,6 +147,13 @@ class Member:
                 self.started[unit] = (systemctl.show([unit]) or {}).get(unit, {}).get("InvocationID")
                 self.remember()
         return self.be("running")
+
+    def lost(self, part, names):
+        """Why a unit that runs is good for nothing any more, or None."""
+        had, needed = self.had.get(part["unit"], set()), {*part.get("needs", ())}
+        self.had[part["unit"]] = had | needed & names
+        gone = sorted(had - names) if names else []  # without any, systemd says more
+        return f"{part['unit'].rpartition('.')[0]} runs on, but its {gone[0]} ended" if gone else None
 
     def fails(self, why):
         print(why)
@@ -162,7 +172,7 @@ class Member:
         for name in shm.sweep(self.user):
             print(f"removed /dev/shm/{name}, which no process has any more")
         with self.changed:
-            self.epoch, self.started, self.compiles = None, {}, False
+            self.epoch, self.started, self.compiles, self.had = None, {}, False, {}
             self.remember()
             self.be("stopped", why)
 

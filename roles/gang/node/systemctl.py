@@ -73,15 +73,12 @@ def ended(row, invocation):
     return f"{name} ended ({how})"
 
 
-def compiles(rows):
-    """Whether a compiler runs in one of these units."""
-    return any(
-        name in COMPILERS
-        for row in rows.values()
-        if row.get("ControlGroup")
-        for pid in _read(f"{GROUPS}{row['ControlGroup']}/cgroup.procs").split()
-        for name in [_read(f"/proc/{pid}/comm").strip()]
-    )
+def names(row):
+    """Of the processes of a unit."""
+    if not row.get("ControlGroup"):
+        return set()
+    pids = _read(f"{GROUPS}{row['ControlGroup']}/cgroup.procs").split()
+    return {name for pid in pids if (name := _read(f"/proc/{pid}/comm").strip())}
 
 
 def _read(path):

@@ -9,7 +9,18 @@ REPOSITORY = Path(__file__).parents[1]
 OURS = {"models", "roles", "deploys", "inventories", "scripts", "tests"}
 
 #: What other roles stand on; every other role knows only itself.
-SHARED = {"barrier", "remote", "files", "service", "units", "mounts", "network", "recall", "programs"}
+SHARED = {
+    "debian",
+    "barrier",
+    "remote",
+    "files",
+    "service",
+    "units",
+    "mounts",
+    "network",
+    "recall",
+    "programs",
+}
 
 
 def sources(folder):

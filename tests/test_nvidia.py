@@ -13,6 +13,7 @@ from fnmatch import fnmatch
 import pytest
 from pyinfra.context import ctx_host, ctx_state
 
+from roles import debian
 from roles.nvidia import BLACKLIST, NOUVEAU, PERSISTENT, apt, dnf, operations, yours
 from roles.nvidia.facts import BUILD, Fingerprints, Initramfs, Look, Offered, Room, Space, Staged
 from roles.nvidia.problems import problems
@@ -637,7 +638,7 @@ def test_a_driver_that_waits_for_a_replica_is_at_hand_and_then_nobody_is_asked(w
     host, its, repository = waiting
     before = host.system.installed
     assert its.waits(host.look())
-    assert host.do(operations.staged, its)[0] == apt.refreshed()
+    assert host.do(operations.staged, its)[0] == debian.refreshed()
     assert host.host.said == [
         "driver 580.105.08-* waits until replica-0 is out: rackserve rollout --reboot due installs it then"
     ]
@@ -655,7 +656,7 @@ def test_what_is_at_hand_no_more_is_fetched_again(waiting):
     host, its, _ = waiting
     host.do(operations.staged, its)
     host.system.run("apt-get clean")
-    assert host.do(operations.packages, its, staged=True)[0] == apt.refreshed()
+    assert host.do(operations.packages, its, staged=True)[0] == debian.refreshed()
     assert its.missing(host.look()) == []
 
 
@@ -746,7 +747,7 @@ def test_another_apt_is_waited_for_and_a_mistake_is_not_repeated(system):
     hold = (
         f"import fcntl, time; f = open({str(lists)!r}, 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True)"
     )
-    command = apt.refreshed().replace("sleep 20", "sleep 0.2")
+    command = debian.refreshed().replace("sleep 20", "sleep 0.2")
     with subprocess.Popen([sys.executable, "-c", f"{hold}; time.sleep(1)"], stdout=subprocess.PIPE) as other:
         assert other.stdout and other.stdout.readline()
         began = time.monotonic()
@@ -755,7 +756,7 @@ def test_another_apt_is_waited_for_and_a_mistake_is_not_repeated(system):
     (system.folder / "etc/sources.list.d/wrong.list").write_text("deb file:///nowhere/ /\n")
     began = time.monotonic()
     with pytest.raises(RuntimeError, match="nowhere"):
-        system.run(apt.refreshed())
+        system.run(debian.refreshed())
     assert time.monotonic() - began < 20, "that is how long it waits for a lock"
 
 
@@ -778,7 +779,7 @@ def test_a_plan_installs_without_versions_that_it_cannot_know(on_host):
     seen, its = node(**HGX), NVIDIA_SOURCE
     host = on_host({Look: seen})
     assert host.commands(operations.packages, its=its) == [
-        apt.refreshed(), INSTALL + NAMES["ubuntu 24.04", "nvidia", "580"],
+        debian.refreshed(), INSTALL + NAMES["ubuntu 24.04", "nvidia", "580"],
     ]  # fmt: skip
     assert host.commands(operations.held, its=its) == [apt.held(its.exact)]
     assert host.commands(operations.built, its=its) == []

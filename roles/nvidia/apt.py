@@ -5,27 +5,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 
+from roles import debian
+
 from .table import DRIVER, FINGERPRINT, KEYRING
 from .want import Seen, Wanted, sources_file
 
 KEY = f"/usr/share/keyrings/{KEYRING}"
 PREFERENCES = "/etc/apt/preferences.d/rackserve-nvidia"
-WAIT = 600  # seconds for another apt, as that of unattended-upgrades
-
-# needrestart would restart what uses a library that was replaced: on a node that serves, a replica.
-_APT = (
-    f"NEEDRESTART_MODE=l DEBIAN_FRONTEND=noninteractive apt-get -y -o DPkg::Lock::Timeout={WAIT}"
-    " -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold"
-)
-
-# apt-get has a timeout for dpkg's lock only, not for that of its lists; dpkg itself has none.
-_PATIENTLY = f"""\
-for n in $(seq {WAIT // 20}); do
-  said=$(LC_ALL=C {{}} 2>&1) && exit
-  case $said in *' lock '*) sleep 20 ;; *) break ;; esac
-done
-echo "$said" >&2
-exit 1"""
 
 
 def files(its: Wanted, seen: Seen) -> dict[str, str]:
@@ -49,37 +35,18 @@ def preferences(its: Wanted) -> str:
 
 
 def key(its: Wanted) -> str:
-    """Fetch the repository's key; one with another fingerprint is not kept."""
-    got = f"{KEY}.new"
-    return " && ".join(
-        (
-            f"{{ command -v gpg >/dev/null || {_APT} install --no-install-recommends gpg; }}",
-            f"/usr/lib/apt/apt-helper download-file {its.folder}/{KEYRING} {got}",
-            f"gpg --show-keys --with-colons {got} | grep -q '^fpr:.*:{FINGERPRINT}:$'",
-            f"chmod 644 {got}",
-            f"mv {got} {KEY}",
-        )
-    )
-
-
-def repaired() -> str:
-    """Finish what a cut connection left."""
-    return _patiently("dpkg --configure -a")
-
-
-def refreshed() -> str:
-    """apt knows what there is."""
-    return _patiently("apt-get -q update")
+    """Fetch the repository's key."""
+    return debian.key(f"{its.folder}/{KEYRING}", KEY, FINGERPRINT)
 
 
 def installed(names: Sequence[str], versions: Mapping[str, str]) -> str:
     """Install packages; `versions` are whole ones: a pattern is looked for also in what is pinned away."""
-    return f"{_APT} {_install(names, versions)}"
+    return f"{debian.APT} {_install(names, versions)}"
 
 
 def fetched(names: Sequence[str], versions: Mapping[str, str]) -> str:
     """All that `installed` would download; it says what cannot be installed together, too."""
-    return _patiently(f"{_APT} --download-only {_install(names, versions)}")
+    return debian.patiently(f"{debian.APT} --download-only {_install(names, versions)}")
 
 
 def left_to_fetch(names: Sequence[str], versions: Mapping[str, str]) -> str:
@@ -104,7 +71,7 @@ def _install(names: Sequence[str], versions: Mapping[str, str]) -> str:
 
 def held(names: Sequence[str]) -> str:
     """No upgrade replaces them."""
-    return _patiently(f"apt-mark hold {shlex.join(names)}")
+    return debian.patiently(f"apt-mark hold {shlex.join(names)}")
 
 
 def why_not_built(its: Wanted) -> str:
@@ -117,7 +84,3 @@ def why_not_built(its: Wanted) -> str:
 def initramfs() -> str:
     """What is loaded before the root file system knows what /etc/modprobe.d says."""
     return "update-initramfs -u"
-
-
-def _patiently(command: str) -> str:
-    return f"sh -c {shlex.quote(_PATIENTLY.format(command))}"

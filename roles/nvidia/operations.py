@@ -11,7 +11,7 @@ from pyinfra.api import QuoteString, StringCommand, operation
 from pyinfra.api.operation import OperationMeta
 from pyinfra.operations import files
 
-from roles import remote
+from roles import debian, remote
 from roles.units.facts import Unit
 
 from . import apt
@@ -46,8 +46,8 @@ def staged(its: Wanted) -> Iterator[StringCommand]:
         host.noop(f"{its.pattern} is at hand")
     else:
         if seen.interrupted:
-            yield StringCommand(apt.repaired())
-        yield StringCommand(apt.refreshed())
+            yield StringCommand(debian.repaired())
+        yield StringCommand(debian.refreshed())
         versions = _versions(its, seen, missing) if state.is_executing else {}
         if problem := _not_offered(its, seen, versions):
             yield remote.failure(host, problem)
@@ -67,12 +67,12 @@ def packages(its: Wanted, staged: bool = False) -> Iterator[StringCommand]:
     """
     seen = _seen()
     if seen.interrupted:
-        yield StringCommand(apt.repaired())
+        yield StringCommand(debian.repaired())
     if not (missing := its.missing(seen)):
         host.noop(f"driver {its.version(seen)} is installed")
         return
     if not (staged and _is_here(missing, _versions(its, seen, missing))):
-        yield StringCommand(apt.refreshed())
+        yield StringCommand(debian.refreshed())
     # A plan does not know them: it has not fetched the lists.
     versions = _versions(its, seen, missing) if state.is_executing else {}
     if problem := _not_offered(its, seen, versions):

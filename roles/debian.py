@@ -1,0 +1,51 @@
+"""How Debian and Ubuntu are asked for packages, beside other programs that ask: commands, as text. Pure."""
+
+from __future__ import annotations
+
+import shlex
+
+WAIT = 600  # seconds for another apt, as that of unattended-upgrades
+
+# needrestart would restart what uses a library that was replaced: on a node that serves, a replica.
+APT = (
+    f"NEEDRESTART_MODE=l DEBIAN_FRONTEND=noninteractive apt-get -y -o DPkg::Lock::Timeout={WAIT}"
+    " -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold"
+)
+
+# apt-get has a timeout for dpkg's lock only, not for that of its lists; dpkg itself has none.
+_PATIENTLY = f"""\
+for n in $(seq {WAIT // 20}); do
+  said=$(LC_ALL=C {{}} 2>&1) && exit
+  case $said in *' lock '*) sleep 20 ;; *) break ;; esac
+done
+echo "$said" >&2
+exit 1"""
+
+
+def patiently(command: str) -> str:
+    """A command that somebody else's lock keeps from working only for a while."""
+    return f"sh -c {shlex.quote(_PATIENTLY.format(command))}"
+
+
+def repaired() -> str:
+    """Finish what a cut connection left."""
+    return patiently("dpkg --configure -a")
+
+
+def refreshed() -> str:
+    """apt knows what there is."""
+    return patiently("apt-get -q update")
+
+
+def key(url: str, path: str, fingerprint: str) -> str:
+    """Fetch a repository's key; one whose fingerprint does not end so is not kept."""
+    got = f"{path}.new"
+    return " && ".join(
+        (
+            f"{{ command -v gpg >/dev/null || {APT} install --no-install-recommends gpg; }}",
+            f"/usr/lib/apt/apt-helper download-file {url} {got}",
+            f"gpg --show-keys --with-colons {got} | grep -q '^fpr:.*{fingerprint}:$'",
+            f"chmod 644 {got}",
+            f"mv {got} {path}",
+        )
+    )

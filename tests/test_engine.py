@@ -160,10 +160,10 @@ def test_why_it_is_down_is_one_line_that_haproxy_reads(vllm, clock):
 
 def test_a_compiler_in_a_unit_is_seen(tmp_path, monkeypatch):
     shutil.copy("/bin/sleep", tmp_path / "ptxas")
-    group = tmp_path / "group"
-    group.mkdir()
-    row = {"ControlGroup": str(group)}
-    monkeypatch.setattr(systemctl, "GROUPS", "")
+    group = tmp_path / "systemd/group"
+    group.mkdir(parents=True)
+    row = {"ControlGroup": "/group"}
+    monkeypatch.setattr(systemctl, "GROUPS", (str(tmp_path), str(tmp_path / "systemd")))
     (group / "cgroup.procs").write_text(f"{os.getpid()}\n")
     seen = systemctl.names(row)
     assert seen and not seen & systemctl.COMPILERS

@@ -4,7 +4,7 @@ import os
 import subprocess
 
 PROPERTIES = "Id,ActiveState,SubState,Result,ExecMainStatus,InvocationID,ControlGroup"
-GROUPS = "/sys/fs/cgroup"
+GROUPS = ("/sys/fs/cgroup", "/sys/fs/cgroup/systemd")  # of version 2; of 1, and of both side by side
 RUNS = ("active", "activating", "reloading")
 PATIENCE = 120  # seconds for systemd; more than the TimeoutStopSec of any of our units
 
@@ -77,8 +77,8 @@ def names(row):
     """Of the processes of a unit."""
     if not row.get("ControlGroup"):
         return set()
-    pids = _read(f"{GROUPS}{row['ControlGroup']}/cgroup.procs").split()
-    return {name for pid in pids if (name := _read(f"/proc/{pid}/comm").strip())}
+    pids = next(filter(None, (_read(f"{root}{row['ControlGroup']}/cgroup.procs") for root in GROUPS)), "")
+    return {name for pid in pids.split() if (name := _read(f"/proc/{pid}/comm").strip())}
 
 
 def _read(path):

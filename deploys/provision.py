@@ -2,16 +2,16 @@
 
 from pyinfra import host
 
-from deploys import boot, drivers, fabric
+from deploys import boot, cards, drivers, fabric
 from deploys.cluster import begin, gateways, here, on_control
-from roles import base, gateway, nccl, nvidia, runtime, secret
+from roles import base, gateway, nccl, nvidia, ofed, runtime, secret
 from roles.barrier import barrier
 
 own = here()
 
 begin()
 driver, later = drivers.wanted(), drivers.waiting().get(host.name)
-its_fabric, its_boot = fabric.wanted(), boot.wanted()
+its_cards, its_fabric, its_boot = cards.wanted(), fabric.wanted(), boot.wanted()
 
 base.base(also=(*(gateway.PACKAGES if host.name in gateways() else ()), *nccl.packages(its_fabric)))
 if own.governor and own.runtime == "cuda" and own.gpus:
@@ -22,6 +22,8 @@ if driver:
     nvidia.driver(driver)
 if later:
     nvidia.ahead(later)
+if its_cards:
+    ofed.ofed(its_cards)
 if its_fabric:
     nccl.fabric(its_fabric)
 runtime.tools(own.wheelhouse)

@@ -16,7 +16,7 @@ from models.weights import stored_bytes
 from roles import base, gang, gateway, lock, nccl, ray, releases, runtime, secret, service, vllm, weights
 from roles.files import File
 
-from . import boot, drivers
+from . import boot, cards, drivers
 from .cluster import Refused, asked, cluster, gateways, network_of, planned, plans, refusing
 
 _once = RLock()  # hosts are prepared side by side
@@ -92,7 +92,7 @@ def _rebooting() -> list[str]:
     own = cluster().hosts[host.name]
     if own.reboot == "no":
         return []
-    due = drivers.coming() | boot.coming()  # what is not there yet is no fact
+    due = drivers.coming() | cards.coming() | boot.coming()  # what is not there yet is no fact
     hosts = [
         name
         for name in cluster().hosts

@@ -27,7 +27,7 @@ DRIVER_SOURCES = ("auto", "nvidia", "ubuntu")
 #: What may differ between hosts.
 PER_HOST = ("plugins", "wheelhouse", "hf_endpoint", "hf_token", "mirror", "mirror_options", "uplink",
             "address", "interface", "hcas", "gpu", "gpus", "driver", "driver_source", "governor",
-            "iommu")  # fmt: skip
+            "iommu", "doca_ofed")  # fmt: skip
 
 #: What may differ between hosts that serve different models.
 PER_MODEL = ("model", "revision", "weights_path", "preset", "context", "concurrency", "optimize", "replicas",
@@ -102,6 +102,7 @@ class Settings:
     driver_source: str = "auto"  # nvidia, or ubuntu: signed modules; auto is ubuntu where Secure Boot is on
     governor: str | bool = "performance"  # of the CPUs' clocks, on hosts with GPUs; False: as they are
     iommu: str | None = None  # pt: it passes through, from the next boot on; left alone unless set
+    doca_ofed: str | None = None  # a release of DOCA, as 3.2.1: NVIDIA's OFED; the distribution's unless set
 
     def __post_init__(self) -> None:
         for name in TEXT:
@@ -121,6 +122,9 @@ class Settings:
             raise InventoryError(f"{said}: must be a branch or a version, in quotes, or auto, or False")
         if self.iommu is not None:
             _one_of("iommu", self.iommu, IOMMU)
+        ofed = self.doca_ofed
+        if ofed is not None and not (isinstance(ofed, str) and re.fullmatch(r"\d+\.\d+\.\d+", ofed)):
+            raise InventoryError(f"doca_ofed is {ofed!r}: must be a release of DOCA in quotes, as '3.2.1'")
         clocks = self.governor if isinstance(self.governor, str) else ""
         if self.governor is not False and not re.fullmatch(r"[a-z_]+", clocks):
             raise InventoryError(f"governor is {self.governor!r}: must be a name as performance, or False")

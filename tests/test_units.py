@@ -390,6 +390,22 @@ def test_a_reboot_is_due_when_grub_would_tell_the_kernel_what_it_was_not_told(tm
     assert reboot_due(tmp_path, "") == "", "a reboot would not bring it"
 
 
+def test_a_reboot_is_due_when_network_cards_have_another_module_since_the_host_booted(tmp_path):
+    module, stat = tmp_path / "mlx5_core.ko", tmp_path / "proc/stat"
+    module.touch()
+    written_to(stat, "cpu 1 2 3\nbtime 0\n")
+    assert reboot_due(tmp_path, module) == "", "no such card"
+    for name in ("version", "srcversion"):
+        written_to(tmp_path / "sys/module/mlx5_core" / name, "of the distribution\n")
+    assert "another is loaded" in reboot_due(tmp_path, module)
+    stat.write_text(f"btime {time.time() + 60:.0f}\n")
+    assert reboot_due(tmp_path, module) == "", "the last one did not bring it"
+    stat.write_text("btime 0\n")
+    for name in ("version", "srcversion"):
+        written_to(tmp_path / "sys/module/mlx5_core" / name, f"{module}\n")
+    assert reboot_due(tmp_path, module) == ""
+
+
 @pytest.mark.parametrize(("umask", "fit"), [("022", True), ("002", True), ("027", False), ("077", False)])
 def test_a_host_whose_root_hides_what_it_installs_is_not_fit(umask, fit):
     command = f"umask {umask}; {Essentials().command()}"

@@ -59,11 +59,23 @@ class Installed(FactBase[list[str]]):
         return []
 
 
+_BOOTED = "sed -n 's/^btime //p' /proc/stat"  # seconds of the clock on the wall
+
+#: Whether ConnectX cards' module is another than the loaded one, and a boot could bring it: one that is older
+#: than the boot was there when the initramfs loaded that one.
+_CARDS = (
+    "test -d /sys/module/mlx5_core"
+    ' && test "$(cd /sys/module/mlx5_core && cat version srcversion)"'
+    ' != "$(modinfo --field version mlx5_core; modinfo --field srcversion mlx5_core)"'
+    f' && test "$(stat -c %Y "$(modinfo --field filename mlx5_core)")" -gt "$({_BOOTED})"'
+)
+
+
 class RebootDue(FactBase[str]):
     """Why a host should be rebooted; "" when nothing asks for it.
 
-    What its packages say; a driver that is installed and not loaded, and GPUs that it is for; what GRUB
-    tells the next kernel and this one was not told.
+    What its packages say; a driver that is installed and not loaded, and GPUs that it is for; another module
+    for network cards than is loaded; what GRUB tells the next kernel and this one was not told.
     """
 
     def command(self) -> str:
@@ -74,6 +86,7 @@ class RebootDue(FactBase[str]):
             " test -d /sys/module/nouveau && echo nouveau: loaded;"
             " echo loaded: $(cat /sys/module/nvidia/version 2>/dev/null);"
             " echo installed: $(modinfo --field version nvidia 2>/dev/null);"
+            f" if {_CARDS}; then echo cards: other; fi 2>/dev/null;"
             f" word=$(sed -n 's/^GRUB_CMDLINE_LINUX=.* \\(.*\\)\"$/\\1/p' {DROP_IN} 2>/dev/null);"
             f' test -z "$word" || grep -qsFw -e "$word" /proc/cmdline || ! grep -qsFw -e "$word" {MENU}'
             f' || {SINCE} || echo "boots: $word"'
@@ -88,6 +101,8 @@ class RebootDue(FactBase[str]):
             return f"driver {installed} is installed, {loaded} is loaded"
         if installed and not loaded and "gpus" in said:
             return f"driver {installed} is installed, {'nouveau' if 'nouveau' in said else 'none'} is loaded"
+        if "cards" in said:
+            return "the network cards' mlx5_core was installed after it booted, and another is loaded"
         if "boots" in said:
             return f"it is to boot with {said['boots']}"
         return ""

@@ -206,7 +206,7 @@ def _parts(replica: Replica) -> dict[str, list[gang.Part]]:
     return {
         node.name: [
             *(
-                gang.Part(unit, None if node == replica.head else gcs, ray.NEEDS)
+                gang.Part(unit, None if node == replica.head else gcs, (*ray.NEEDS, *vllm.RAY_NEEDS))
                 for unit in ray.units(replica)
             ),
             *(gang.Part(unit, gcs) for unit in vllm.units(replica, node.name)),

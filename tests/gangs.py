@@ -202,7 +202,7 @@ class Gang:
 
     def config(self, name, names, awaits, times):
         first = name == names[0]
-        parts = [{"unit": RAY, "awaits": None if first else awaits, "needs": ["raylet"]}]
+        parts = [{"unit": RAY, "awaits": None if first else awaits, "needs": ["raylet", "ray::RayWorker"]}]
         config = {
             "host": name, "members": names, "head": ["127.0.0.1", self.port], "token": "of this gang",
             "units": [*parts, {"unit": VLLM, "awaits": None}] if first else parts,

@@ -165,10 +165,10 @@ def test_a_compiler_in_a_unit_is_seen(tmp_path, monkeypatch):
     row = {"ControlGroup": "/group"}
     monkeypatch.setattr(systemctl, "GROUPS", (str(tmp_path), str(tmp_path / "systemd")))
     (group / "cgroup.procs").write_text(f"{os.getpid()}\n")
-    seen = systemctl.names(row)
-    assert seen and not seen & systemctl.COMPILERS
+    seen = systemctl.processes(row)
+    assert len(seen) == 1 and not systemctl.compiles(seen)
     with subprocess.Popen([tmp_path / "ptxas", "30"]) as process:
         (group / "cgroup.procs").write_text(f"{os.getpid()}\n{process.pid}\n")
-        wait_until(lambda: systemctl.names(row) & systemctl.COMPILERS, 10, "it to be what it runs")
+        wait_until(lambda: systemctl.compiles(systemctl.processes(row)), 10, "it to be what it runs")
         process.kill()
-    assert systemctl.names(row) == seen and systemctl.names({}) == set()
+    assert systemctl.processes(row) == seen and systemctl.processes({}) == []

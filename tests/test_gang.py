@@ -82,20 +82,25 @@ def test_one_that_dies_takes_all_down_and_all_come_back(gang, number, unit, why)
     assert f"kill {RAY}" in own.nodes[1].commands
 
 
-def test_a_unit_that_runs_on_without_what_it_needs_takes_all_down(gang, tmp_path):
+@pytest.mark.parametrize(("name", "title"), [("raylet", "x"), ("x", "ray::RayWorkerProc.run")])
+def test_a_unit_that_runs_on_without_one_of_what_it_needs_takes_all_down(gang, tmp_path, name, title):
     own, group = gang(), tmp_path / "group"
     group.mkdir()
-    shutil.copy("/bin/sleep", tmp_path / "raylet")
-    with subprocess.Popen([tmp_path / "raylet", "30"]) as raylet:
-        (group / "cgroup.procs").write_text(f"{os.getpid()}\n{raylet.pid}\n")
+    shutil.copy("/bin/sleep", tmp_path / name)
+    runs = {"args": [title, "30"], "executable": tmp_path / name}
+    with subprocess.Popen(**runs) as one, subprocess.Popen(**runs) as other:
+        (group / "cgroup.procs").write_text(f"{one.pid}\n{other.pid}\n")
         node = own.nodes[1]
         node.says(RAY, "active", "success", node.runs()[RAY], ControlGroup=f"/../../..{group}")
         time.sleep(1)  # ten looks
         assert own.state()["falls"] == 0
-        raylet.kill()
-    told = own.awaits("up", falls=1)
+        one.kill()
+        one.wait()
+        told = own.awaits("up", falls=1)
+        other.kill()
+    need = "raylet" if name == "raylet" else "ray::RayWorker"
     assert [fall["why"] for fall in told["recent"]] == [
-        "node2: rackserve-replica-0-ray runs on, but its raylet ended"
+        f"node2: rackserve-replica-0-ray runs on, but a {need} of its ended"
     ]
 
 

@@ -36,7 +36,7 @@ class Part:
     """A unit of a replica.
 
     + awaits: the address and port that must accept before it is started
-    + needs: names of processes that it may not lose, though it runs on without
+    + needs: beginnings of names of processes: once there, none may end, though the unit runs on without
     """
 
     unit: str

@@ -16,8 +16,8 @@ from roles.files import File
 
 from .arguments import arguments, names, render, requests, variables
 
-__all__ = ["arguments", "files", "names", "node", "nothing", "requests", "secrets_path", "template_path",
-           "unit", "units", "variables"]  # fmt: skip
+__all__ = ["RAY_NEEDS", "arguments", "files", "names", "node", "nothing", "requests", "secrets_path",
+           "template_path", "unit", "units", "variables"]  # fmt: skip
 
 TEMPLATE = Path(__file__).with_name("vllm.service.j2")
 
@@ -25,6 +25,10 @@ TEMPLATE = Path(__file__).with_name("vllm.service.j2")
 #: file (vllm/ray/ray_env.py). The key has no business there.
 NOT_CARRIED_PATH = f"{service.HOME}/.config/vllm/ray_non_carry_over_env_vars.json"
 NOT_CARRIED = '["VLLM_API_KEY", "RAY_ADDRESS", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"]\n'
+
+#: The beginning of what Ray calls the processes that are ranks. When one dies that is not on vLLM's own node,
+#: vLLM sees it and hangs as it shuts down, with a /health of 200 (0.33, v1/executor/ray_executor_v2.py:522).
+RAY_NEEDS = ("ray::RayWorker",)
 
 
 def unit(replica: Replica) -> str:

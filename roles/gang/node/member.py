@@ -30,7 +30,10 @@ class Member:
         self.leaving, self.left = False, threading.Event()
         self.problem = ""  # with the head, as it was last said
         self.compiles = False
-        self.had = {}  # {unit: which of the processes that it needs were seen}, in this run
+        self.had, self.lost_at = (
+            {},
+            {},
+        )  # of units, in this run: how many it had of what it needs; since when less
         self.epoch, self.started = self.recall()
         # What runs without an epoch is of nobody, and is stopped first.
         self.state, self.why = ("starting" if self.epoch else "stopping"), ""
@@ -119,7 +122,7 @@ class Member:
         with self.changed:
             wanted = self.order and self.order["epoch"] == epoch
             if wanted and self.state == "stopped":
-                self.epoch, self.started, self.had = epoch, {}, {}
+                self.epoch, self.started, self.had, self.lost_at = epoch, {}, {}, {}
                 self.remember()
                 self.be("starting")
 
@@ -128,12 +131,12 @@ class Member:
         rows = systemctl.show(self.units) if self.state in ("starting", "running") else None
         if rows is None:
             return
-        names = {unit: systemctl.names(row) for unit, row in rows.items()}
-        self.compiles = any(systemctl.COMPILERS & running for running in names.values())
+        processes = {unit: systemctl.processes(row) for unit, row in rows.items()}
+        self.compiles = any(map(systemctl.compiles, processes.values()))
         for part in self.config["units"]:
             unit = part["unit"]
             if unit in self.started:
-                why = systemctl.ended(rows[unit], self.started[unit]) or self.lost(part, names[unit])
+                why = systemctl.ended(rows[unit], self.started[unit]) or self.lost(part, processes[unit])
                 if why:
                     return self.fails(why)
             if unit not in self.started:
@@ -148,12 +151,23 @@ class Member:
                 self.remember()
         return self.be("running")
 
-    def lost(self, part, names):
-        """Why a unit that runs is good for nothing any more, or None."""
-        had, needed = self.had.get(part["unit"], set()), {*part.get("needs", ())}
-        self.had[part["unit"]] = had | needed & names
-        gone = sorted(had - names) if names else []  # without any, systemd says more
-        return f"{part['unit'].rpartition('.')[0]} runs on, but its {gone[0]} ended" if gone else None
+    def lost(self, part, processes):
+        """Why a unit that runs is good for nothing any more, or None.
+
+        A moment after it was seen: where all comes to its end, what ended first is the reason.
+        """
+        unit = part["unit"]
+        had = self.had.setdefault(unit, {})
+        gone = None
+        for need in part.get("needs", ()):
+            count = sum(name.startswith(need) or title.startswith(need) for name, title in processes)
+            had[need] = max(count, had.get(need, 0))
+            gone = gone or (need if count < had[need] else None)
+        if not gone or not processes:  # without any, systemd says more
+            self.lost_at.pop(unit, None)
+        elif time.monotonic() - self.lost_at.setdefault(unit, time.monotonic()) >= self.times["dead"]:
+            return f"{unit.rpartition('.')[0]} runs on, but a {gone} of its ended"
+        return None
 
     def fails(self, why):
         print(why)
@@ -172,7 +186,8 @@ class Member:
         for name in shm.sweep(self.user):
             print(f"removed /dev/shm/{name}, which no process has any more")
         with self.changed:
-            self.epoch, self.started, self.compiles, self.had = None, {}, False, {}
+            self.epoch, self.started, self.compiles = None, {}, False
+            self.had, self.lost_at = {}, {}
             self.remember()
             self.be("stopped", why)
 

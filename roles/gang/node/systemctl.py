@@ -73,12 +73,18 @@ def ended(row, invocation):
     return f"{name} ended ({how})"
 
 
-def names(row):
-    """Of the processes of a unit."""
+def processes(row):
+    """Of the processes of a unit: [(name, title)], the title as it is among its arguments."""
     if not row.get("ControlGroup"):
-        return set()
+        return []
     pids = next(filter(None, (_read(f"{root}{row['ControlGroup']}/cgroup.procs") for root in GROUPS)), "")
-    return {name for pid in pids.split() if (name := _read(f"/proc/{pid}/comm").strip())}
+    found = [(_read(f"/proc/{pid}/comm").strip(), _read(f"/proc/{pid}/cmdline")) for pid in pids.split()]
+    return [(name, words.partition("\0")[0]) for name, words in found if name]
+
+
+def compiles(processes):
+    """Whether a compiler is among them."""
+    return any(name in COMPILERS for name, _ in processes)
 
 
 def _read(path):

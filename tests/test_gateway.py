@@ -1,6 +1,7 @@
 """The gateway: its file, its operations, and a real HAProxy on loopback."""
 
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -429,3 +430,20 @@ def test_when_a_replica_is_killed_exactly_its_running_requests_fail(loaded):
     ]  # fmt: skip
     assert hurt and troubled(lines) == troubled(hurt) and not summary(hurt)["ok"]
     assert {line["outcome"] for line in hurt} <= {"failed", "truncated"}
+
+
+def test_a_haproxy_whose_queue_is_full_for_a_moment_is_asked_again(tmp_path):
+    path = str(tmp_path / "master.sock")
+    with socket.socket(socket.AF_UNIX) as master, socket.socket(socket.AF_UNIX) as other:
+        master.bind(path)
+        master.listen(0)
+        other.connect(path)
+        with socket.socket(socket.AF_UNIX) as third, pytest.raises(BlockingIOError):
+            third.setblocking(False)
+            third.connect(path)
+        later = threading.Timer(0.5, master.accept)
+        later.start()
+        admin.connected(path).close()
+        later.join()
+    with pytest.raises(ConnectionRefusedError):
+        admin.connected(path)

@@ -135,11 +135,25 @@ def ask(run, pid, command):
 
 
 def master(run, command):
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(10)
-        connection.connect(f"{run}/master.sock")
+    with connected(f"{run}/master.sock") as connection:
         connection.sendall(f"{command}; quit\n".encode())
         return b"".join(iter(lambda: connection.recv(65536), b"")).decode().strip()
+
+
+def connected(path):
+    """While HAProxy starts itself anew its queue may be full (EAGAIN): a moment later it is not."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(10)
+        try:
+            connection.connect(path)
+            return connection
+        except OSError as error:
+            connection.close()
+            if not isinstance(error, BlockingIOError) or time.monotonic() > until:
+                raise
+        time.sleep(0.1)
 
 
 if __name__ == "__main__":

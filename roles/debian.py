@@ -22,6 +22,20 @@ echo "$said" >&2
 exit 1"""
 
 
+# The variable's first 4 bytes are attributes (the kernel's Documentation/filesystems/efivarfs.rst).
+_SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+
+#: What facts about packages ask of a host, a row a line: os, machine, kernel, secure (1: Secure Boot is on),
+#: and `interrupted` where dpkg was cut off.
+LOOK = rf"""
+(. /etc/os-release; echo os "$ID $VERSION_ID")
+echo machine "$(uname -m)"
+echo kernel "$(uname -r)"
+echo secure "$(od -An -t u1 -j 4 -N 1 {_SECURE_BOOT} 2>/dev/null)"
+test -z "$(dpkg --audit 2>/dev/null)" -a -z "$(ls /var/lib/dpkg/updates 2>/dev/null)" || echo interrupted
+""".strip()
+
+
 def patiently(command: str) -> str:
     """A command that somebody else's lock keeps from working only for a while."""
     return f"sh -c {shlex.quote(_PATIENTLY.format(command))}"

@@ -9,18 +9,8 @@ REPOSITORY = Path(__file__).parents[1]
 OURS = {"models", "roles", "deploys", "inventories", "scripts", "tests"}
 
 #: What other roles stand on; every other role knows only itself.
-SHARED = {
-    "debian",
-    "barrier",
-    "remote",
-    "files",
-    "service",
-    "units",
-    "mounts",
-    "network",
-    "recall",
-    "programs",
-}
+SHARED = {"barrier", "debian", "files", "mounts", "network", "programs", "recall", "remote", "service",
+          "units"}  # fmt: skip
 
 
 def sources(folder):

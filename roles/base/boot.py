@@ -19,8 +19,10 @@ _UPDATE = (
 DROP_IN = "/etc/default/grub.d/rackserve.cfg"
 MENU = "/boot/grub/grub.cfg"
 
+BOOTED = "sed -n 's/^btime //p' /proc/stat"  # when, in seconds of the clock on the wall
+
 #: Whether a host was booted after its menu was made, so that booting it again brings no more of it.
-SINCE = f'test "$(stat -c %Y {MENU})" -lt "$(sed -n "s/^btime //p" /proc/stat)"'
+SINCE = f'test "$(stat -c %Y {MENU})" -lt "$({BOOTED})"'
 
 #: Devices that are not given away reach memory as it is (the kernel's admin-guide/kernel-parameters.txt; on
 #: x86 by the word of vendors' guides). What else these name is left out: intel_iommu=on turns on what does no

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pyinfra.api import FactBase
 
-from .boot import DROP_IN, MENU, SINCE
+from .boot import BOOTED, DROP_IN, MENU, SINCE
 
 _CHECKS = {
     "python3": ("command -v python3", "no python3 (install it)"),
@@ -59,15 +59,13 @@ class Installed(FactBase[list[str]]):
         return []
 
 
-_BOOTED = "sed -n 's/^btime //p' /proc/stat"  # seconds of the clock on the wall
-
 #: Whether ConnectX cards' module is another than the loaded one, and a boot could bring it: one that is older
 #: than the boot was there when the initramfs loaded that one.
 _CARDS = (
     "test -d /sys/module/mlx5_core"
     ' && test "$(cd /sys/module/mlx5_core && cat version srcversion)"'
     ' != "$(modinfo --field version mlx5_core; modinfo --field srcversion mlx5_core)"'
-    f' && test "$(stat -c %Y "$(modinfo --field filename mlx5_core)")" -gt "$({_BOOTED})"'
+    f' && test "$(stat -c %Y "$(modinfo --field filename mlx5_core)")" -gt "$({BOOTED})"'
 )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from pyinfra.api import FactBase
 
+from roles import debian
 from roles.service import PREFIX
 
 from .apt import KEY, left_to_fetch, unpacked
@@ -18,18 +19,12 @@ from .want import Package, Seen
 PACKAGES = (*DRIVER, *SIGNED, "linux-*", "datacenter-gpu-manager-*", "nvlsm", "infiniband-diags",
             "cuda-*", "libcublas-dev-*", "libcurand-dev-*")  # fmt: skip
 
-#: The variable's first 4 bytes are attributes (the kernel's Documentation/filesystems/efivarfs.rst).
-_SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
-
 BUILD = 2**20  # KiB that DKMS may take to build a module, and the initramfs
 
 # One row a line, `key value ...`. B200's switches are no devices of NVIDIA's; what manages them says so in
 # its vital product data (NVIDIA/gpu-driver-container: _assert_nvlink5_system).
 _LOOK = rf"""
-(. /etc/os-release; echo os "$ID $VERSION_ID")
-echo machine "$(uname -m)"
-echo kernel "$(uname -r)"
-echo secure "$(od -An -t u1 -j 4 -N 1 {_SECURE_BOOT} 2>/dev/null)"
+{debian.LOOK}
 for d in /sys/bus/pci/devices/*; do
   read -r vendor <"$d/vendor" && read -r class <"$d/class" || continue
   case $vendor in
@@ -47,7 +42,6 @@ for c in contrib restricted multiverse; do
 done
 dpkg-query -W -f 'package ${{db:Status-Abbrev}} ${{Package}} ${{Version}}\n' \
   {shlex.join(PACKAGES)} 2>/dev/null
-test -z "$(dpkg --audit 2>/dev/null)" -a -z "$(ls /var/lib/dpkg/updates 2>/dev/null)" || echo interrupted
 systemctl list-units --plain --no-legend --state=active,activating,reloading '{PREFIX}replica-*' 2>/dev/null |
   sed 's/^/unit /'
 echo asked"""

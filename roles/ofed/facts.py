@@ -6,19 +6,14 @@ import re
 
 from pyinfra.api import FactBase
 
+from roles import debian
 from roles.service import PREFIX
 
 from .choice import KEY, PACKAGE, Seen
 
-# The variable's first 4 bytes are attributes (the kernel's Documentation/filesystems/efivarfs.rst).
-_SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
-
 # One row a line, `key value ...`. doca-ofed brings ofed_info, too.
 _LOOK = rf"""
-(. /etc/os-release; echo os "$ID $VERSION_ID")
-echo machine "$(uname -m)"
-echo kernel "$(uname -r)"
-echo secure "$(od -An -t u1 -j 4 -N 1 {_SECURE_BOOT} 2>/dev/null)"
+{debian.LOOK}
 for d in /sys/bus/pci/devices/*; do
   read -r vendor <"$d/vendor" && read -r class <"$d/class" || continue
   case $vendor,$class in 0x15b3,0x02*) echo card ;; esac
@@ -26,7 +21,6 @@ done 2>/dev/null
 grep -rls public/repo/doca/ /etc/apt/sources.list /etc/apt/sources.list.d | sed 's/^/source /'
 dpkg-query -W -f 'package ${{db:Status-Abbrev}} ${{Version}}\n' {PACKAGE} 2>/dev/null
 command -v ofed_info >/dev/null && echo other "$(ofed_info -n 2>/dev/null)"
-test -z "$(dpkg --audit 2>/dev/null)" -a -z "$(ls /var/lib/dpkg/updates 2>/dev/null)" || echo interrupted
 systemctl list-units --plain --no-legend --state=active,activating,reloading '{PREFIX}replica-*' 2>/dev/null |
   sed -n 's/^{PREFIX}\(replica-[0-9]*\)-.*/serving \1/p' | sort -u
 echo asked"""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import cache
 from threading import RLock
 
-from pyinfra import host, state
+from pyinfra import host
 
 from roles import base
 
-from .cluster import Refused, asked, cluster
+from .cluster import Refused, here, seen
 
 _once = RLock()  # hosts are prepared side by side
 
@@ -18,7 +18,7 @@ _coming: set[str] = set()
 
 def wanted() -> base.Booted | None:
     """How this host boots, where its IOMMU is to pass through. Refused names every host with a problem."""
-    if cluster().hosts[host.name].iommu:
+    if here().iommu:
         host.get_fact(base.Boot, _ignore_errors=True)  # each its own, side by side, before one asks all
     with _once:
         return _wanted().get(host.name)
@@ -32,12 +32,8 @@ def coming() -> set[str]:
 
 @cache
 def _wanted() -> dict[str, base.Booted]:
-    """A host that cannot be asked is not among them: what it lacks is said by base.fit."""
-    active = {member.name for member in state.activated_hosts}
-    names = [name for name, own in cluster().hosts.items() if own.iommu and name in active]
-    looks = {name: asked(name).get_fact(base.Boot, _ignore_errors=True) for name in names}
-    seen = {name: look for name, look in looks.items() if look}
-    if wrong := [f"{name}: {said}" for name, its in seen.items() if (said := base.cannot_boot(its))]:
+    looks = seen(base.Boot, lambda own: own.iommu)
+    if wrong := [f"{name}: {said}" for name, its in looks.items() if (said := base.cannot_boot(its))]:
         raise Refused("; ".join(wrong))
-    _coming.update(name for name, its in seen.items() if its.parameter not in its.now)
-    return seen
+    _coming.update(name for name, its in looks.items() if its.parameter not in its.now)
+    return looks

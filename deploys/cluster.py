@@ -5,10 +5,10 @@ from __future__ import annotations
 import gc
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pyinfra import host, inventory, state
 from pyinfra.api.exceptions import PyinfraError
@@ -21,11 +21,12 @@ from .planning import of_host, plans_of
 from .settings import Settings, check_names, check_same, check_typos, settings
 
 if TYPE_CHECKING:
-    from pyinfra.api import Host
+    from pyinfra.api import FactBase, Host
     from pyinfra.api.inventory import Inventory
 
     from models.plan import Node, Plan, Replica
 
+T = TypeVar("T")
 
 # What pyinfra has loaded stays until the end: looking through it for garbage then takes a tenth
 # of a run that changes nothing.
@@ -134,6 +135,23 @@ def asked(name: str) -> Host:
     other = inventory.get_host(name)
     recall.facts(other)
     return other
+
+
+def seen(
+    fact: type[FactBase[T]], provided: Callable[[Settings], object],
+    arguments: Callable[[Settings], dict[str, Any]] = lambda _: {},
+) -> dict[str, T]:  # fmt: skip
+    """{host: what a fact says of it}, of the hosts of this run whose settings say that it is `provided`.
+
+    A host that cannot be asked is not among them: what it lacks is said by base.fit.
+    """
+    active = {member.name for member in state.activated_hosts}
+    looks = {
+        name: asked(name).get_fact(fact, **arguments(own), _ignore_errors=True)
+        for name, own in cluster().hosts.items()
+        if name in active and provided(own)
+    }
+    return {name: look for name, look in looks.items() if look}
 
 
 def read(source: Inventory) -> Cluster:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import cache
 from threading import RLock
 
-from pyinfra import host, state
+from pyinfra import host
 
 from roles import nvidia
 
-from .cluster import Refused, asked, cluster, plan
+from .cluster import Refused, cluster, here, plan, seen
 from .settings import Settings
 
 _once = RLock()  # hosts are prepared side by side
@@ -20,7 +20,7 @@ _waiting: dict[str, nvidia.Wanted] = {}
 
 def wanted() -> nvidia.Wanted | None:
     """What this host gets now, or None. Refused names every host with a problem."""
-    if _provided(cluster().hosts[host.name]):
+    if _provided(here()):
         host.get_fact(nvidia.Look, _ignore_errors=True)  # each its own, side by side, before one asks all
     with _once:
         its = _wanted().get(host.name)
@@ -35,7 +35,7 @@ def waiting() -> dict[str, nvidia.Wanted]:
 
 def needed() -> bool:
     """This host serves with GPUs, and is not rebooted for its driver first."""
-    own = cluster().hosts[host.name]
+    own = here()
     return own.runtime == "cuda" and own.reboot == "no" and bool(plan().on(host.name))
 
 
@@ -47,33 +47,19 @@ def coming() -> set[str]:
 
 @cache
 def _wanted() -> dict[str, nvidia.Wanted]:
-    seen, wrong = _seen(), []
-    asked_for = [(name, own) for name, own in _asked() if name in seen]
-    for name, own in asked_for:
-        reboots = own.reboot != "no"
-        found = nvidia.problems(seen[name], str(own.driver), own.driver_source, own.gpus, reboots)
+    looks, its, wrong = seen(nvidia.Look, _provided), {}, []
+    for name, look in looks.items():
+        own = cluster().hosts[name]
+        said = str(own.driver), own.driver_source
+        found = nvidia.problems(look, *said, own.gpus, own.reboot != "no")
         wrong += [f"{name}: {problem}" for problem in found]
+        if not found and not nvidia.yours(look, *said):
+            its[name] = nvidia.wanted(look, *said)
     if wrong:
         raise Refused("; ".join(wrong))
-    its = {
-        name: nvidia.wanted(seen[name], str(own.driver), own.driver_source)
-        for name, own in asked_for
-        if not nvidia.yours(seen[name], str(own.driver), own.driver_source)
-    }
-    _waiting.update({name: one for name, one in its.items() if one.waits(seen[name])})
-    _coming.update(name for name, one in its.items() if name in _waiting or not one.version(seen[name]))
+    _waiting.update({name: one for name, one in its.items() if one.waits(looks[name])})
+    _coming.update(name for name, one in its.items() if name in _waiting or not one.version(looks[name]))
     return its
-
-
-def _seen() -> dict[str, nvidia.Seen]:
-    """A host that cannot be asked is not among them: what it lacks is said by base.fit."""
-    looks = {name: asked(name).get_fact(nvidia.Look, _ignore_errors=True) for name, _ in _asked()}
-    return {name: look for name, look in looks.items() if look}
-
-
-def _asked() -> list[tuple[str, Settings]]:
-    active = {member.name for member in state.activated_hosts}
-    return [(name, own) for name, own in cluster().hosts.items() if name in active and _provided(own)]
 
 
 def _provided(own: Settings) -> bool:

@@ -8,11 +8,11 @@ from __future__ import annotations
 from functools import cache
 from threading import RLock
 
-from pyinfra import host, inventory, state
+from pyinfra import host, inventory
 
 from roles import nccl
 
-from .cluster import Refused, asked, cluster
+from .cluster import Refused, cluster, here, seen
 from .settings import Settings
 
 _once = RLock()  # hosts are prepared side by side
@@ -20,7 +20,7 @@ _once = RLock()  # hosts are prepared side by side
 
 def wanted() -> nccl.Wanted | None:
     """What this host gets; None where that is nothing. Refused names every host with a problem."""
-    own = cluster().hosts[host.name]
+    own = here()
     if _provided(own):
         host.get_fact(nccl.Look, address=own.address, _ignore_errors=True)  # each its own, side by side
     with _once:
@@ -32,31 +32,23 @@ def told(name: str, own: Settings, alone: bool) -> tuple[str, str]:
     if not _provided(own):
         return "", ""
     on = inventory.get_host(name)
-    seen = on.get_fact(nccl.Look, address=own.address, _ignore_errors=True)
-    if seen is None:
+    look = on.get_fact(nccl.Look, address=own.address, _ignore_errors=True)
+    if look is None:
         return "", ""
     its = _asked(own, alone)
-    wrong = nccl.problems(seen, its)
-    return ("", "; ".join(wrong)) if wrong else (nccl.wanted(seen, its).conf, "")
+    wrong = nccl.problems(look, its)
+    return ("", "; ".join(wrong)) if wrong else (nccl.wanted(look, its).conf, "")
 
 
 @cache
 def _wanted() -> dict[str, nccl.Wanted]:
     """A host that cannot be asked is not among them: what it lacks is said by base.fit."""
-    hosts, found, wrong = cluster().hosts, {}, []
-    active = {member.name for member in state.activated_hosts}
-    for name, own in hosts.items():
-        if name not in active or not _provided(own):
-            continue
-        seen = asked(name).get_fact(nccl.Look, address=own.address, _ignore_errors=True)
-        its = _asked(own, len(hosts) == 1)
-        if seen and not (problems := nccl.problems(seen, its)):
-            found[name] = nccl.wanted(seen, its)
-        elif seen:
-            wrong += [f"{name}: {problem}" for problem in problems]
-    if wrong:
+    hosts = cluster().hosts
+    looks = seen(nccl.Look, _provided, lambda own: {"address": own.address})
+    its = {name: _asked(hosts[name], len(hosts) == 1) for name in looks}
+    if wrong := [f"{name}: {said}" for name in looks for said in nccl.problems(looks[name], its[name])]:
         raise Refused("; ".join(wrong))
-    return found
+    return {name: nccl.wanted(look, its[name]) for name, look in looks.items()}
 
 
 def _asked(own: Settings, alone: bool) -> nccl.Asked:

@@ -50,7 +50,7 @@ NOT_PLAYBOOKS = (
 
 
 #: When it is only in pyinfra's own words.
-VAGUE = "failed; what went wrong stands above"
+VAGUE = "failed; see above"
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -118,13 +118,13 @@ def quietly(also_vague: bool = False) -> Iterator[None]:
     """
     noise = io.StringIO()
     os.environ["PYINFRA_PROGRESS"] = "off"
-    with contextlib.redirect_stderr(noise):
-        try:
+    try:
+        with contextlib.redirect_stderr(noise):
             yield
-        except Failed as error:
-            if error.message == VAGUE and not also_vague:
-                click.echo(noise.getvalue(), err=True)
-            raise
+    except Failed as error:
+        if VAGUE in error.message and not also_vague:
+            click.echo(noise.getvalue(), err=True)
+        raise
 
 
 def hosts() -> list[str]:
@@ -218,8 +218,8 @@ def _last_words(state: Any, host: Any) -> str:
     for operation in state.ops[host].values():
         meta = operation.operation_meta
         if meta.is_complete() and meta.did_error():
-            return (meta.stderr_lines or meta.stdout_lines or ["failed; see above"])[-1]
-    return "cannot be reached over SSH" if not host.connected else "failed; see above"
+            return (meta.stderr_lines or meta.stdout_lines or [VAGUE])[-1]
+    return VAGUE if host in state.activated_hosts else "cannot be reached over SSH"
 
 
 def _executed() -> bool:

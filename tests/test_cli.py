@@ -257,6 +257,13 @@ def test_where_nothing_ran_nothing_is_taken_back(inventory):
     assert (done.returncode, done.stdout) == (0, "nothing has run yet\n")
 
 
+def test_a_host_that_was_reached_and_cannot_be_asked_is_not_said_to_be_out_of_reach(inventory):
+    fails = {"success": False, "stderr": "no room left"}
+    done = rackserve("history", "-i", inventory(fake_responses={"tail": fails}))
+    assert done.returncode == 1 and "no room left" in done.stderr
+    assert done.stderr.splitlines()[-1] == "rackserve: @fake/gpu1: failed; see above"
+
+
 def test_status_of_hosts_that_serve_nothing_says_so(inventory):
     file = inventory(workers=(2,), fake_responses={"python3 -c": "[]"})
     done = rackserve("status", "-i", file)

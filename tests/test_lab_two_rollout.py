@@ -19,7 +19,7 @@ from tests.lab.node import Node
 from tests.lab.shell import wait_until
 from tests.lab.testing import BIN, REPOSITORY, Outcome, api_key, belongings, pyinfra, rackserve
 from tests.lab.two import OTHER, PORT, SEVERAL, TWO, states, streams
-from tests.load.driver import Load, summary
+from tests.load.driver import Load, summary, troubled
 from tests.load.expected import record
 
 pytestmark = pytest.mark.lab
@@ -60,7 +60,7 @@ def load(node: Node, expected: Path) -> Iterator[Load]:
     ) as load:  # fmt: skip
         yield load
     said = summary(load.lines())
-    assert said["requests"] > 12 and said["ok"] == said["requests"], (said, load.lines()[-3:])
+    assert said["requests"] > 12 and said["ok"] == said["requests"], (said, troubled(load.lines()))
 
 
 def unserving(several: str, folder: Path) -> Path:

@@ -223,12 +223,11 @@ def test_a_gateway_that_moves_hands_over_and_cuts_nothing(
 ) -> None:
     inventory = str(unserving(several, tmp_path))
     assert pyinfra("provision", inventory=inventory, gateway="node2").code == 0  # so that it is quick below
-    with (
-        streams(lab[0], 16) as answers,
-        begun("deploy", "serve", "-i", inventory, **CALM, gateway="node2") as run,
-    ):
-        wait_until(lambda: not listens(lab[0]), 60, "the old gateway to take no more requests")
-        assert "" in answers and listens(lab[1])
+    with begun("deploy", "serve", "-i", inventory, **CALM, gateway="node2") as run:
+        wait_until(lambda: listens(lab[1]), 60, "the new gateway")
+        with streams(lab[0], 16) as answers:  # not before: a fast machine has given them by then
+            wait_until(lambda: not listens(lab[0]), 60, "the old gateway to take no more requests")
+            assert "" in answers and listens(lab[1])
         assert run.wait(120) == 0
     assert [answer.split()[-1] for answer in answers] == ["[DONE]"] * 16
     assert up(lab[1]) == ["replica-0", "replica-1"] and not listens(lab[0])

@@ -59,8 +59,14 @@ def load(node: Node, expected: Path) -> Iterator[Load]:
         expected=expected, users=USERS, pause=PAUSE, limit=400, short=SHORT, long=LONG,
     ) as load:  # fmt: skip
         yield load
-    said = summary(load.lines())
-    assert said["requests"] > 12 and said["ok"] == said["requests"], (said, troubled(load.lines()))
+    said, wrong = summary(load.lines()), troubled(load.lines())
+    assert said["requests"] > 12 and not wrong, f"{said}\n{wrong}\n{logged(node, wrong)}"
+
+
+def logged(node: Node, lines: list[dict[str, Any]]) -> str:
+    """What its gateway has in its log of these requests' connections."""
+    ports = "|".join(str(line.get("port")) for line in lines)
+    return node.sudo(f"journalctl --unit rackserve-gateway-haproxy --no-pager | grep -E ':({ports}) ' || true")
 
 
 def unserving(several: str, folder: Path) -> Path:

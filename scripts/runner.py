@@ -35,18 +35,15 @@ def inventory_path(name: str) -> str:
 
 def deploy_path(name: str) -> str:
     """A playbook by its name in deploys/."""
-    files = (path.stem for path in (REPOSITORY / "deploys").glob("[a-z]*.py"))
-    there = sorted(stem for stem in files if stem not in NOT_PLAYBOOKS)
+    files = [path for path in (REPOSITORY / "deploys").glob("[a-z]*.py") if path.stem not in COMMANDS]
+    there = sorted(path.stem for path in files if "\ndef " not in path.read_text())  # else playbooks share it
     if name.removesuffix(".py") in there:
         return f"deploys/{name.removesuffix('.py')}.py"
     raise Refused(f"no deploy {name}; there are: {', '.join(there)}")
 
 
-#: Modules of deploys/ that playbooks share, and what other commands run.
-NOT_PLAYBOOKS = (
-    "boot", "cluster", "doctor", "drivers", "examination", "fabric", "handover", "history", "journals",
-    "planning", "rebooting", "releasing", "replacing", "settings", "snapshots", "units", "unlock",
-)  # fmt: skip
+#: Of deploys/, what commands other than `rackserve deploy` run.
+COMMANDS = ("doctor", "history", "journals", "snapshots", "units", "unlock")
 
 
 #: When it is only in pyinfra's own words.

@@ -134,7 +134,7 @@ def test_an_unknown_deploy_is_refused_naming_those_there_are(inventory, name):
     assert {"provision", "stage_weights", "serve", "serve_llama", "teardown"} <= set(
         said.split("there are: ")[1].split(", ")
     )
-    assert not {"cluster", "settings", "doctor", "drivers", "examination", "fabric"} & set(
+    assert not {"cluster", "settings", "doctor", "cards", "rebooting", "examination"} & set(
         said.split("there are: ")[1].split(", ")
     )
 

@@ -22,7 +22,10 @@ ADMIN = Path(gateway.__file__).with_name("admin.py")
 
 
 class Replica(ThreadingHTTPServer):
-    """Answers with its name, /v1/slow after a while; and as vLLM does after 5 s, hangs up on who idled."""
+    """Answers with its name, /v1/slow after a while, /v1/stream in two parts; and hangs up on who idled.
+
+    So does vLLM, after 5 s.
+    """
 
     daemon_threads = True
 
@@ -47,6 +50,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
+        if self.path.startswith("/v1/stream"):
+            self.wfile.flush()
+            time.sleep(4 if self.path.endswith("long") else 2)
         self.wfile.write(content)
 
     def do_POST(self):

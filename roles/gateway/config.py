@@ -127,15 +127,15 @@ defaults
     # Tokens go on as they come; who hangs up no longer waits, and is no longer generated for.
     option http-no-delay
     option abortonclose
-    # vLLM hangs up on connections that idle when a request may be on its way: none is used twice.
-    option http-server-close
+    # No connection is used twice, on neither side: vLLM hangs up on one that idles when a request may be on
+    # its way; so does a HAProxy that a reload ends, or it takes the request and sends it to who was drained since.
+    option httpclose
     # Only what no replica has seen yet is sent to another, or what one refused at once.
     retries 3
     option redispatch 1
     retry-on conn-failure 503
     timeout connect 3s
     timeout http-request 30s
-    timeout http-keep-alive 1m
     timeout queue 1m
     # An answer may take minutes, and its first byte too.
     timeout client 1h

@@ -171,4 +171,4 @@ def test_a_compiler_in_a_unit_is_seen(tmp_path, monkeypatch):
         (group / "cgroup.procs").write_text(f"{os.getpid()}\n{process.pid}\n")
         wait_until(lambda: systemctl.compiles(systemctl.processes(row)), 10, "it to be what it runs")
         process.kill()
-    assert systemctl.processes(row) == seen and systemctl.processes({}) == []
+    assert systemctl.processes(row) == seen and systemctl.processes({}) == {}

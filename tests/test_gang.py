@@ -4,6 +4,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -102,6 +103,31 @@ def test_a_unit_that_runs_on_without_one_of_what_it_needs_takes_all_down(gang, t
     assert [fall["why"] for fall in told["recent"]] == [
         f"node2: rackserve-replica-0-ray runs on, but a {need} of its ended"
     ]
+
+
+FORKS = "(while :; do :; done) & echo $!; wait; read line"
+
+
+def test_a_child_that_is_no_other_program_yet_is_none_of_what_a_unit_needs(gang, tmp_path):
+    own, group = gang(), tmp_path / "group"
+    group.mkdir()
+    shutil.copy("/bin/sh", tmp_path / "raylet")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([tmp_path / "raylet", "-c", FORKS], **pipes) as parent:
+        child = int(parent.stdout.readline())
+        (group / "cgroup.procs").write_text(f"{os.getpid()}\n{parent.pid}\n{child}\n")
+        node = own.nodes[1]
+        node.says(RAY, "active", "success", node.runs()[RAY], ControlGroup=f"/../../..{group}")
+        had = node.folder / "run/member.json"
+        until(lambda: json.loads(had.read_text())["had"].get(RAY) == {"raylet": 1}, "it was not seen")
+        os.kill(child, signal.SIGKILL)
+        time.sleep(1)  # ten looks
+        assert own.state()["falls"] == 0
+        node.kill()  # what it had is known to the next agent, too
+        parent.communicate("")
+        node.start()
+        told = own.awaits("up", falls=1)
+    assert "a raylet of its ended" in told["recent"][0]["why"]
 
 
 def test_shared_memory_that_nobody_has_any_more_goes_with_a_fall(gang):

@@ -30,11 +30,9 @@ class Member:
         self.leaving, self.left = False, threading.Event()
         self.problem = ""  # with the head, as it was last said
         self.compiles = False
-        self.had, self.lost_at = (
-            {},
-            {},
-        )  # of units, in this run: how many it had of what it needs; since when less
-        self.epoch, self.started = self.recall()
+        # Of units, in this run: `had` is how many it had of what it needs, `lost_at` since when it has less.
+        self.epoch, self.started, self.had = self.recall()
+        self.lost_at = {}
         # What runs without an epoch is of nobody, and is stopped first.
         self.state, self.why = ("starting" if self.epoch else "stopping"), ""
 
@@ -160,9 +158,11 @@ class Member:
         had = self.had.setdefault(unit, {})
         gone = None
         for need in part.get("needs", ()):
-            count = sum(name.startswith(need) or title.startswith(need) for name, title in processes)
-            had[need] = max(count, had.get(need, 0))
-            gone = gone or (need if count < had[need] else None)
+            count = systemctl.are(processes, need)
+            if count > had.get(need, 0):
+                had[need] = count
+                self.remember()
+            gone = gone or (need if count < had.get(need, 0) else None)
         if not gone or not processes:  # without any, systemd says more
             self.lost_at.pop(unit, None)
         elif time.monotonic() - self.lost_at.setdefault(unit, time.monotonic()) >= self.times["dead"]:
@@ -204,11 +204,11 @@ class Member:
             with open(self.file) as file:
                 kept = json.load(file)
         except (FileNotFoundError, ValueError):
-            return None, {}
-        return kept["epoch"], kept["started"]
+            return None, {}, {}
+        return kept["epoch"], kept["started"], kept.get("had", {})
 
     def remember(self):
-        write(self.file, {"epoch": self.epoch, "started": self.started})
+        write(self.file, {"epoch": self.epoch, "started": self.started, "had": self.had})
 
 
 def write(path, content):

@@ -74,17 +74,31 @@ def ended(row, invocation):
 
 
 def processes(row):
-    """Of the processes of a unit: [(name, title)], the title as it is among its arguments."""
+    """{id: (its parent's, its name, its title)} of a unit's processes, the title as it is among its arguments."""
     if not row.get("ControlGroup"):
-        return []
+        return {}
     pids = next(filter(None, (_read(f"{root}{row['ControlGroup']}/cgroup.procs") for root in GROUPS)), "")
-    found = [(_read(f"/proc/{pid}/comm").strip(), _read(f"/proc/{pid}/cmdline")) for pid in pids.split()]
-    return [(name, words.partition("\0")[0]) for name, words in found if name]
+    found = {}
+    for pid in pids.split():
+        _, _, said = _read(f"/proc/{pid}/stat").partition("(")
+        name, _, numbers = said.rpartition(")")
+        if numbers:
+            found[pid] = (numbers.split()[1], name, _read(f"/proc/{pid}/cmdline").partition("\0")[0])
+    return found
+
+
+def are(processes, beginning):
+    """How many of them have such a name or title.
+
+    Without their children: until one is another program, it has its parent's, if only for a moment.
+    """
+    its = {pid for pid, (_, *names) in processes.items() if any(one.startswith(beginning) for one in names)}
+    return sum(processes[pid][0] not in its for pid in its)
 
 
 def compiles(processes):
     """Whether a compiler is among them."""
-    return any(name in COMPILERS for name, _ in processes)
+    return any(name in COMPILERS for _, name, _ in processes.values())
 
 
 def _read(path):

@@ -84,7 +84,7 @@ def _hosts(inventory: str, data: Sequence[str]) -> list[Any]:
     if data:
         _show_steps()
     try:
-        with runner.quietly(also_vague=True):
+        with runner.quietly():
             runner.run(words)
     except Failed as error:
         if isinstance(error, Interrupted) or not runner.hosts():
@@ -94,9 +94,7 @@ def _hosts(inventory: str, data: Sequence[str]) -> list[Any]:
     seen = runner.seen()
     return [
         seen.get(name)
-        or Host(
-            name=name, expected=Expected(address=runner.address(name)), lacks="cannot be reached over SSH"
-        )
+        or Host(name=name, expected=Expected(address=runner.address(name)), lacks=runner.why_unseen(name))
         for name in runner.hosts()
     ]
 

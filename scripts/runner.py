@@ -108,10 +108,10 @@ def _end_at_once_when_interrupted() -> None:
 
 
 @contextmanager
-def quietly(also_vague: bool = False) -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Keep pyinfra's own progress off the screen; its errors come as exceptions.
 
-    What it says of one that is vague is shown, unless the caller will say it in words of its own.
+    What it says of one that is vague is shown.
     """
     noise = io.StringIO()
     os.environ["PYINFRA_PROGRESS"] = "off"
@@ -119,7 +119,7 @@ def quietly(also_vague: bool = False) -> Iterator[None]:
         with contextlib.redirect_stderr(noise):
             yield
     except Failed as error:
-        if VAGUE in error.message and not also_vague:
+        if VAGUE in error.message:
             click.echo(noise.getvalue(), err=True)
         raise
 
@@ -156,6 +156,15 @@ def printed(beginning: str) -> dict[str, str]:
                 if line.startswith(beginning):
                     found[host.name] = line
     return found
+
+
+def why_unseen(host: str) -> str:
+    """What kept it from being looked at."""
+    from pyinfra.context import ctx_state
+
+    state = ctx_state.get()
+    reached = state.inventory.get_host(host) in state.activated_hosts
+    return "could not be asked; see above" if reached else "cannot be reached over SSH"
 
 
 def address(host: str) -> str:

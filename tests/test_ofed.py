@@ -90,13 +90,17 @@ def test_a_host_is_looked_at(tmp_path):
     other = read(tmp_path, systemctl, ("dpkg-query", "exit 1"), ("ofed_info", "echo 24.10-1.1.4"))
     assert (other.version, other.other) == ("", "OFED 24.10-1.1.4")
     assert Look().process([]) is None
+    cut_off = ["source " + choice.SOURCES, "package iF 3.2.1-044000", "other 24.10-1.1.4", "asked"]
+    assert Look().process(cut_off).other == ""
 
 
 def test_what_is_run_and_that_the_second_time_nothing_is(on_host):
     host = on_host({Look: replace(HOST, interrupted=True), Fingerprints: []})
     fetch = host.commands(ofed.key)
     assert fetch == [debian.key(f"{choice.REPOSITORY}/GPG-KEY-Mellanox.pub", KEY, KEY_ID)]
-    assert host.commands(ofed.packages, its=ITS) == [debian.repaired(), debian.refreshed(), INSTALL]
+    assert host.commands(ofed.packages, its=ITS) == [
+        debian.repaired(), debian.refreshed(), INSTALL, choice.INITRAMFS,
+    ]  # fmt: skip
     assert host.said == ["its modules are loaded by a reboot: rackserve rollout --reboot due"]
     there = on_host({Look: replace(HOST, version="3.2.1-1"), Fingerprints: [f"{'0' * 24}{KEY_ID}"]})
     assert there.commands(ofed.key) == there.commands(ofed.packages, its=ITS) == []

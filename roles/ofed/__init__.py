@@ -14,7 +14,7 @@ from pyinfra.operations import files
 
 from roles import debian
 
-from .choice import KEY, KEY_ID, REPOSITORY, SOURCES, installed
+from .choice import INITRAMFS, KEY, KEY_ID, REPOSITORY, SOURCES, installed
 from .choice import Seen as Seen
 from .choice import Wanted as Wanted
 from .choice import problems as problems
@@ -51,4 +51,5 @@ def packages(its: Wanted) -> Iterator[StringCommand]:
         return
     yield StringCommand(debian.refreshed())
     yield StringCommand(installed(its, seen))
+    yield StringCommand(INITRAMFS)
     host.log("its modules are loaded by a reboot: rackserve rollout --reboot due")

@@ -98,6 +98,10 @@ def installed(its: Wanted, seen: Seen) -> str:
     return f"{debian.APT} install linux-headers-{seen.kernel} '{PACKAGE}={its.release}-*'"
 
 
+#: What is loaded before there is a root is of the same release.
+INITRAMFS = "if command -v update-initramfs >/dev/null; then update-initramfs -u; fi"
+
+
 def _number(version: str) -> tuple[int, ...]:
     """Of a release, or of its package."""
     return tuple(int(word) for word in version.partition("-")[0].split(".") if word.isdigit())

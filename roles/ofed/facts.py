@@ -9,7 +9,7 @@ from pyinfra.api import FactBase
 from roles import debian
 from roles.service import PREFIX
 
-from .choice import KEY, PACKAGE, Seen
+from .choice import KEY, PACKAGE, SOURCES, Seen
 
 # One row a line, `key value ...`. doca-ofed brings ofed_info, too.
 _LOOK = rf"""
@@ -39,6 +39,8 @@ class Look(FactBase["Seen | None"]):
         words = {row[0]: " ".join(row[1:]) for row in rows if row}
         package = re.fullmatch(r"[ih]i (\S+)", words.get("package", ""))
         version = package[1] if package else ""
+        sources = tuple(row[1] for row in rows if row[:1] == ["source"])
+        ours = version or SOURCES in sources  # also one that was cut off while it was installed
         return Seen(
             distribution=words.get("os", "").strip(),
             machine=words.get("machine", ""),
@@ -46,8 +48,8 @@ class Look(FactBase["Seen | None"]):
             secure_boot=words.get("secure") == "1",
             cards=rows.count(["card"]),
             version=version,
-            sources=tuple(row[1] for row in rows if row[:1] == ["source"]),
-            other="" if version or "other" not in words else f"OFED {words['other']}".strip(),
+            sources=sources,
+            other="" if ours or "other" not in words else f"OFED {words['other']}".strip(),
             serving=tuple(row[1] for row in rows if row[:1] == ["serving"]),
             interrupted=["interrupted"] in rows,
         )

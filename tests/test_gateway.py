@@ -138,7 +138,7 @@ def test_answers_of_before_a_reload_are_waited_for(real):
 
 
 def test_who_was_answered_over_a_reload_is_not_sent_to_who_was_drained_since(real):
-    """HAProxy of before the reload hears of no drain, and could still be asked by who kept a connection to it."""
+    """HAProxy of before the reload hears of no drain; who kept a connection to it could still ask it."""
     url, streamed = f"http://127.0.0.1:{real.port}/v1", {"stream": True, "timeout": 10}
     with requests.Session() as session, requests.get(f"{url}/stream/long", **streamed) as longer:
         session.headers["X-Session-ID"] = "a"

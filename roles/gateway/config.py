@@ -128,7 +128,7 @@ defaults
     option http-no-delay
     option abortonclose
     # No connection is used twice, on neither side: vLLM hangs up on one that idles when a request may be on
-    # its way; so does a HAProxy that a reload ends, or it takes the request and sends it to who was drained since.
+    # its way. So does a HAProxy that a reload ends; or it sends the request to who was drained since.
     option httpclose
     # Only what no replica has seen yet is sent to another, or what one refused at once.
     retries 3

@@ -74,7 +74,7 @@ def ended(row, invocation):
 
 
 def processes(row):
-    """{id: (its parent's, its name, its title)} of a unit's processes, the title as it is among its arguments."""
+    """{id: (its parent's, its name, its title)} of a unit's processes, the title as in its arguments."""
     if not row.get("ControlGroup"):
         return {}
     pids = next(filter(None, (_read(f"{root}{row['ControlGroup']}/cgroup.procs") for root in GROUPS)), "")

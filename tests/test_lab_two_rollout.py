@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import requests
 from tests.lab.driver_node import KERNEL, gpus, loaded, repository
 from tests.lab.drivers import compiler, monitoring, release
 from tests.lab.node import Node
+from tests.lab.paths import MODELS, PLUGINS
 from tests.lab.shell import wait_until
 from tests.lab.testing import BIN, REPOSITORY, Outcome, api_key, belongings, pyinfra, rackserve
 from tests.lab.two import OTHER, PORT, SEVERAL, TWO, states, streams
@@ -33,6 +35,7 @@ _lend = importlib.import_module("tests.lab.driver_node").lend
 _lend({url!r}, {fingerprint!r}, lambda own: own.driver is not False)
 head[0][1]["driver"] = False
 """
+HIDDEN = shutil.ignore_patterns(".*")  # of the lab's hub, and none of the model's
 BOOT = "cat /proc/sys/kernel/random/boot_id"
 
 
@@ -41,6 +44,22 @@ def expected(lab: list[Node], two: set[str], tmp_path_factory: pytest.TempPathFa
     file = tmp_path_factory.mktemp("load") / "expected.json"
     record(file, f"http://{lab[0].address}:8000", api_key(lab[0]), TWO["model"], LONG[1])
     return file
+
+
+@pytest.fixture(scope="module")
+def first(lab: list[Node], two: set[str]) -> set[str]:
+    return serves_from(lab[0])
+
+
+@pytest.fixture(scope="module")
+def another(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Another revision of the model, with the same weights; another environment, with the same packages."""
+    folder, plugins = MODELS / "rackserve-lab/tiny-llama", tmp_path_factory.mktemp("plugins") / "plugins.lock"
+    shutil.copytree(folder, folder / ".revisions/next", ignore=HIDDEN, dirs_exist_ok=True)
+    (folder / ".revisions/next/README.md").write_text("Another revision.\n")
+    plugins.write_text(f"{PLUGINS.read_text()}# Another environment.\n")
+    yield {"revision": "next", "plugins": str(plugins)}
+    shutil.rmtree(folder / ".revisions/next")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +75,7 @@ def load(node: Node, expected: Path) -> Iterator[Load]:
     """While it lasts 3 users ask the gateway; at its end every answer must have been right and whole."""
     with Load(
         expected.parent / "load", f"http://{node.address}:{PORT}", api_key(node), model=TWO["model"],
-        expected=expected, users=USERS, pause=PAUSE, limit=400, short=SHORT, long=LONG,
+        expected=expected, users=USERS, pause=PAUSE, limit=900, short=SHORT, long=LONG,
     ) as load:  # fmt: skip
         yield load
     said, wrong = summary(load.lines()), troubled(load.lines())
@@ -90,6 +109,12 @@ def running(node: Node) -> list[str]:
     return sorted(line.split("/")[3] + line.split("vllm.yaml")[1] for line in said.splitlines())
 
 
+def serves_from(node: Node) -> set[str]:
+    """The environments and the weights that its replicas run with."""
+    files = "/etc/systemd/system/rackserve-replica-*-vllm.service /etc/rackserve/replica-*/vllm.yaml"
+    return set(node.sudo(f'grep -hoE "/opt/rackserve/runtime/[^/]+|/[^ ]*/weights/[^ ]+" {files}').split())
+
+
 def listens(node: Node) -> bool:
     """Whether it is a gateway that is well."""
     try:
@@ -121,24 +146,25 @@ def test_what_cannot_be_is_refused_and_changes_nothing(
 
 
 def test_a_rollout_whose_controller_is_killed_is_finished_by_the_next_and_two_at_once_are_refused(
-    lab: list[Node], inventory: str, expected: Path
+    lab: list[Node], inventory: str, expected: Path, first: set[str], another: dict[str, str]
 ) -> None:
-    """The replica that is down comes first; the other is drained when it is up."""
-    old, new = running(lab[0]), arguments()
+    """Flags, weights, environment: all change. The replica that is down comes first, then the other."""
+    old, new = running(lab[0]), {**arguments(), **another}
     dry = rackserve("rollout", "--dry", "-i", inventory, **new)
     assert dry.code == 0 and "replica-1: " in dry.said and running(lab[0]) == old, dry.said
     with load(lab[0], expected):
-        with begun("rollout", "-i", inventory, **new) as first:
-            wait_until(lambda: not states(lab[0])[0]["in"], 200, "replica-0 to leave the gateway")
+        with begun("rollout", "-i", inventory, **new) as run:
+            wait_until(lambda: not states(lab[0])[0]["in"], 400, "replica-0 to leave the gateway")
             assert "replica-1" in up(lab[0])
             second = rollout(inventory, **new)
-            assert second.code == 1 and f"(pid {first.pid})" in second.said, second.said
+            assert second.code == 1 and f"(pid {run.pid})" in second.said, second.said
             wait_until(lambda: running(lab[0])[0] != old[0], 60, "replica-0 to be replaced")
-            first.kill()
+            run.kill()
         assert "did not end" in rackserve("history", "-i", inventory).said
         done = rollout(inventory, **new)
     assert done.code == 0, done.said
     assert running(lab[0]) == ["replica-0:max-num-seqs: 64", "replica-1:max-num-seqs: 64"]
+    assert len(serves_from(lab[0])) == len(first) == 2 and not serves_from(lab[0]) & first
     assert all_well(lab[0])
     again = rollout(inventory, **new)
     assert again.code == 0 and "nothing to change" in again.said, again.said
@@ -146,11 +172,12 @@ def test_a_rollout_whose_controller_is_killed_is_finished_by_the_next_and_two_at
 
 
 def test_a_rollback_brings_back_what_ran_before_both_runs(
-    lab: list[Node], inventory: str, expected: Path
+    lab: list[Node], inventory: str, expected: Path, first: set[str]
 ) -> None:
     done = rackserve("rollback", "--watch", "3", "-i", inventory, **TWO)
     assert done.code == 0, done.said
     assert running(lab[0]) == ["replica-0:max-num-seqs: 8", "replica-1:max-num-seqs: 8"]
+    assert serves_from(lab[0]) == first
     assert all_well(lab[0])
 
 

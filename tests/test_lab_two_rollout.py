@@ -17,7 +17,7 @@ import requests
 from tests.lab.driver_node import KERNEL, gpus, loaded, repository
 from tests.lab.drivers import compiler, monitoring, release
 from tests.lab.node import Node
-from tests.lab.paths import MODELS, PLUGINS
+from tests.lab.paths import MODELS
 from tests.lab.shell import wait_until
 from tests.lab.testing import BIN, REPOSITORY, Outcome, api_key, belongings, pyinfra, rackserve
 from tests.lab.two import OTHER, PORT, SEVERAL, TWO, states, streams
@@ -48,17 +48,16 @@ def expected(lab: list[Node], two: set[str], tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="module")
 def first(lab: list[Node], two: set[str]) -> set[str]:
-    return serves_from(lab[0])
+    return weights(lab[0])
 
 
 @pytest.fixture(scope="module")
-def another(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Another revision of the model, with the same weights; another environment, with the same packages."""
-    folder, plugins = MODELS / "rackserve-lab/tiny-llama", tmp_path_factory.mktemp("plugins") / "plugins.lock"
+def another() -> Iterator[dict[str, str]]:
+    """Another revision of the model, with the same weights."""
+    folder = MODELS / "rackserve-lab/tiny-llama"
     shutil.copytree(folder, folder / ".revisions/next", ignore=HIDDEN, dirs_exist_ok=True)
     (folder / ".revisions/next/README.md").write_text("Another revision.\n")
-    plugins.write_text(f"{PLUGINS.read_text()}# Another environment.\n")
-    yield {"revision": "next", "plugins": str(plugins)}
+    yield {"revision": "next"}
     shutil.rmtree(folder / ".revisions/next")
 
 
@@ -109,10 +108,9 @@ def running(node: Node) -> list[str]:
     return sorted(line.split("/")[3] + line.split("vllm.yaml")[1] for line in said.splitlines())
 
 
-def serves_from(node: Node) -> set[str]:
-    """The environments and the weights that its replicas run with."""
-    files = "/etc/systemd/system/rackserve-replica-*-vllm.service /etc/rackserve/replica-*/vllm.yaml"
-    return set(node.sudo(f'grep -hoE "/opt/rackserve/runtime/[^/]+|/[^ ]*/weights/[^ ]+" {files}').split())
+def weights(node: Node) -> set[str]:
+    """The folders that its replicas have theirs from."""
+    return set(node.sudo("grep -ho /.*/weights/.* /etc/rackserve/replica-*/vllm.yaml").split())
 
 
 def listens(node: Node) -> bool:
@@ -148,7 +146,7 @@ def test_what_cannot_be_is_refused_and_changes_nothing(
 def test_a_rollout_whose_controller_is_killed_is_finished_by_the_next_and_two_at_once_are_refused(
     lab: list[Node], inventory: str, expected: Path, first: set[str], another: dict[str, str]
 ) -> None:
-    """Flags, weights, environment: all change. The replica that is down comes first, then the other."""
+    """Flags and weights change. The replica that is down comes first; the other is drained when it is up."""
     old, new = running(lab[0]), {**arguments(), **another}
     dry = rackserve("rollout", "--dry", "-i", inventory, **new)
     assert dry.code == 0 and "replica-1: " in dry.said and running(lab[0]) == old, dry.said
@@ -164,7 +162,7 @@ def test_a_rollout_whose_controller_is_killed_is_finished_by_the_next_and_two_at
         done = rollout(inventory, **new)
     assert done.code == 0, done.said
     assert running(lab[0]) == ["replica-0:max-num-seqs: 64", "replica-1:max-num-seqs: 64"]
-    assert len(serves_from(lab[0])) == len(first) == 2 and not serves_from(lab[0]) & first
+    assert len(weights(lab[0])) == len(first) == 1 and weights(lab[0]) != first
     assert all_well(lab[0])
     again = rollout(inventory, **new)
     assert again.code == 0 and "nothing to change" in again.said, again.said
@@ -177,7 +175,7 @@ def test_a_rollback_brings_back_what_ran_before_both_runs(
     done = rackserve("rollback", "--watch", "3", "-i", inventory, **TWO)
     assert done.code == 0, done.said
     assert running(lab[0]) == ["replica-0:max-num-seqs: 8", "replica-1:max-num-seqs: 8"]
-    assert serves_from(lab[0]) == first
+    assert weights(lab[0]) == first
     assert all_well(lab[0])
 
 

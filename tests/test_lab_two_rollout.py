@@ -84,7 +84,7 @@ def load(node: Node, expected: Path) -> Iterator[Load]:
 def logged(node: Node, lines: list[dict[str, Any]]) -> str:
     """What its gateway has in its log of these requests' connections, and of its own reloads."""
     its = "".join(f":{line.get('port')} |" for line in lines) + "worker"
-    return node.sudo(f"journalctl --unit rackserve-gateway-haproxy --no-pager | grep -E '{its}' || true")
+    return node.sudo(f'journalctl --unit rackserve-gateway-haproxy --no-pager | grep -E "{its}" || true')
 
 
 def unserving(several: str, folder: Path) -> Path:

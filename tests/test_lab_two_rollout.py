@@ -272,7 +272,8 @@ def test_teardown_leaves_the_node_as_it_was_before_serve(
 ) -> None:
     done = pyinfra("teardown", inventory=several)
     assert done.code == 0, done.said
-    assert belongings(lab[0]) ^ two == set()
+    # The weights of another revision are kept, as long as `rackserve stage --prune` does not take them.
+    assert {one for one in belongings(lab[0]) ^ two if "/rackserve/weights/" not in one} == set()
     assert pyinfra("teardown", inventory=several).changed == {}
 
 

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from http.client import HTTPConnection
 
 import engine
 import pytest
@@ -45,7 +46,7 @@ def test_each_replica_is_a_line_with_its_own_ports():
     written = render(TWO, 8080, "/run/rackserve-gateway")
     assert "    bind :8080\n" in written
     assert "    stats socket /run/rackserve-gateway/admin.sock mode 600 level admin" in written
-    assert [line for line in written.splitlines() if line.startswith("    server ")] == [
+    assert [line for line in written.splitlines() if line.startswith("    server replica")] == [
         "    server replica-0 10.0.0.1:8000 agent-port 30000 maxconn 256",
         "    server replica-1 10.0.0.1:8001 agent-port 30001 maxconn 256",
     ]
@@ -121,6 +122,24 @@ def test_who_is_drained_is_so_after_a_reload_and_where_the_new_configuration_say
     real.admin("ready", "replica-1")
     real.admin("drain", "replica-0")
     assert real.get("/v1/x") == "moved"
+
+
+def test_a_connection_that_idles_at_a_reload_is_used_once_more_and_not_for_who_was_drained_since(real):
+    connection = HTTPConnection("127.0.0.1", real.port, timeout=5)
+
+    def ask():
+        connection.request("GET", "/v1/x", headers={"X-Session-ID": "a"})
+        answer = connection.getresponse()
+        return answer.read().decode(), answer.headers["Connection"]
+
+    own, _ = ask()
+    kept = connection.sock
+    real.reload()
+    real.admin("drain", own)
+    assert connection.sock is kept
+    other, end = ask()
+    assert other not in ("", own) and end == "close"
+    wait_until(lambda: not admin.processes(real.run)[1], 5, "the old one to have ended")
 
 
 def test_answers_of_before_a_reload_are_waited_for(real):
@@ -383,7 +402,7 @@ PACE = 0.1  # seconds for a token
 
 
 @pytest.fixture
-def loaded(tmp_path):
+def loaded(tmp_path, request):
     """A gateway over two replicas, ten users of locust, and the processes of the replicas."""
     ports = [18081, 18082]
     replicas = [fake(port, PACE) for port in ports]
@@ -392,7 +411,7 @@ def loaded(tmp_path):
     expected.write_text(json.dumps({"good": RIGHT}))
     whole = (len(RIGHT), len(RIGHT))
     load = Load(tmp_path / "load", f"http://127.0.0.1:{proxy.port}", "key", model="m", expected=expected,
-                users=10, short=whole, long=whole, limit=60)  # fmt: skip
+                users=10, short=whole, long=whole, limit=60, keep=request.param)  # fmt: skip
     with load:
         wait_until(lambda: load.ended > 20, 20, "answers")
         yield proxy, load, replicas
@@ -401,6 +420,7 @@ def loaded(tmp_path):
         process.wait()
 
 
+@pytest.mark.parametrize("loaded", [True], indirect=True)
 def test_a_replica_that_is_drained_and_replaced_loses_no_request(loaded):
     proxy, load, replicas = loaded
     proxy.admin("drain", "replica-1")
@@ -425,6 +445,7 @@ def test_a_replica_that_is_drained_and_replaced_loses_no_request(loaded):
     assert "replica-1" in {server for sent, server in to if sent > back_at}
 
 
+@pytest.mark.parametrize("loaded", [False], indirect=True)
 def test_when_a_replica_is_killed_exactly_its_running_requests_fail(loaded):
     proxy, load, replicas = loaded
     killed_at = time.time()

@@ -20,6 +20,9 @@ SESSION = "x-session-id"
 #: Says which model, where the body does not, or too late.
 MODEL = "x-model"
 
+#: Seconds that a client's connection may be without a request: longer than proxies keep theirs (nginx: 60).
+IDLE = 75
+
 #: Bytes of a request in which the model's name must be; of several models each is read so far.
 READ = 1 << 20
 
@@ -52,10 +55,11 @@ def render(servers: Sequence[Server], port: int, run: str) -> str:
     backends = _backends(servers)
     down = "".join(f" {{ nbsrv({backend}) lt 1 }}" for backend in backends)
     return "".join([
-        _GLOBAL.format(run=run, read=f"    tune.bufsize {READ}\n" if len(backends) > 1 else ""),
+        _GLOBAL.format(run=run, idle=IDLE, read=f"    tune.bufsize {READ}\n" if len(backends) > 1 else ""),
         _FRONTEND.format(port=port, down=down),
-        _by_model(backends) if len(backends) > 1 else f"    default_backend {BACKEND}\n",
+        _by_model(backends) if len(backends) > 1 else f"{_HANDED_ON}    default_backend {BACKEND}\n",
         *(_backend(name, its) for name, its in backends.items()),
+        _AGAIN.format(port=port),
         _STATISTICS.format(statistics=STATISTICS),
     ])  # fmt: skip
 
@@ -90,7 +94,7 @@ def _by_model(backends: Mapping[str, Sequence[Server]]) -> str:
             for backend, its in names.items()]  # fmt: skip
     return _BY_MODEL.format(
         header=MODEL, listed=shlex.quote(json.dumps(listed)), unknown=shlex.quote(json.dumps(unknown)),
-        every=shlex.join(every), uses="".join(uses),
+        every=shlex.join(every), uses=_HANDED_ON + "".join(uses),
     )  # fmt: skip
 
 
@@ -127,9 +131,11 @@ defaults
     # Tokens go on as they come; who hangs up no longer waits, and is no longer generated for.
     option http-no-delay
     option abortonclose
-    # No connection is used twice, on neither side: vLLM hangs up on one that idles when a request may be on
-    # its way. So does a HAProxy that a reload ends; or it sends the request to who was drained since.
-    option httpclose
+    # vLLM hangs up on connections that idle when a request may be on its way: none is used twice. Clients
+    # keep theirs, also over a reload: until their next answer, which comes by way of `again`.
+    option http-server-close
+    option idle-close-on-response
+    timeout http-keep-alive {idle}s
     # Only what no replica has seen yet is sent to another, or what one refused at once.
     retries 3
     option redispatch 1
@@ -155,6 +161,10 @@ frontend openai
     # vLLM's key guards no more than this, and so no more is let through.
     http-request deny deny_status 404 unless {{ path_beg /v1/ }}
 """
+
+# Who asks a HAProxy that a reload has ended, on a connection that was kept, is handed on to the new one:
+# only that hears of drains.
+_HANDED_ON = "    use_backend again if { stopping }\n"
 
 # The list asks for no key, which the gateway does not know.
 _BY_MODEL = """\
@@ -182,6 +192,12 @@ backend {name}
     load-server-state-from-file global
     default-server check inter 2s fastinter 500ms fall 3 rise 1 agent-check agent-inter 2s
 {servers}"""
+
+_AGAIN = """
+backend again
+    retry-on conn-failure
+    server next 127.0.0.1:{port}
+"""
 
 _STATISTICS = """
 frontend statistics

@@ -15,7 +15,7 @@ from pyinfra.api import FactBase, OperationError, QuoteString, StringCommand, op
 from roles import remote, service
 from roles.units.facts import OURS, RUNS, InstalledUnits, timestamp
 
-from .config import Server
+from .config import IDLE, Server
 from .judge import judge, told
 
 UNIT = service.unit("gateway", "haproxy")
@@ -145,8 +145,8 @@ def ended(timeout: float, cut: bool = False) -> Iterator[StringCommand]:
             yield remote.failure(
                 host,
                 f"the gateway here still answers after {timeout:.0f} s: it takes no more requests and ends"
-                " with the last of these; then run again. --data drain_timeout=SECONDS waits longer,"
-                " --data cut=True cuts them",
+                f" with the last of these (who asks nothing keeps it for {IDLE} s at most); then run again."
+                " --data drain_timeout=SECONDS waits longer, --data cut=True cuts them",
             )
             return
         yield StringCommand("systemctl", "kill", "--signal=KILL", UNIT)

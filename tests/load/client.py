@@ -32,12 +32,16 @@ class Asked:
 
 
 class Client:
-    """`on_wire` is told +1 and -1 as a try begins and ends."""
+    """`on_wire` is told +1 and -1 as a try begins and ends. Without `keep` each request has a connection."""
 
-    def __init__(self, url: str, key: str, on_wire: Callable[[int], None] = lambda _: None) -> None:
+    def __init__(
+        self, url: str, key: str, on_wire: Callable[[int], None] = lambda _: None, keep: bool = True
+    ) -> None:
         place = urlsplit(url)
         self.connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=PATIENCE)
         self.headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+        if not keep:
+            self.headers["Connection"] = "close"
         self.on_wire = on_wire
 
     def ask(self, body: dict[str, Any]) -> Asked:

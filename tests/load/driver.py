@@ -25,20 +25,21 @@ FINISH = 600  # seconds that requests may still run when the load is to end
 class Load:
     """With it, `users` are asking, `pause` seconds after each answer; at its end each gets its last one.
 
-    `expected` is a file of expected.py's; `inside` are the words that put a command elsewhere. Nothing lasts
-    longer than `limit` seconds and FINISH.
+    `expected` is a file of expected.py's; `inside` are the words that put a command elsewhere. HAProxy
+    (2.6) does not log who left a request without an answer where a client keeps its connection: without
+    `keep` none does. Nothing lasts longer than `limit` seconds and FINISH.
     """
 
     def __init__(
         self, folder: Path, url: str, key: str, *, model: str, expected: Path, users: int,
-        limit: int = 1800, pause: float = 0,
+        limit: int = 1800, pause: float = 0, keep: bool = True,
         short: Sequence[int] = SHORT, long: Sequence[int] = LONG,
         locustfile: Path = LOCUSTFILE, inside: Sequence[str] = (), **plan: Any,
     ) -> None:  # fmt: skip
         self.folder, self.url, self.key, self.users, self.limit = folder, url, key, users, limit
         self.locustfile, self.inside = locustfile, inside
         self.plan = {
-            "model": model, "expected": str(expected), "pause": pause,
+            "model": model, "expected": str(expected), "pause": pause, "keep": keep,
             "short": short, "long": long, **plan,
         }  # fmt: skip
 

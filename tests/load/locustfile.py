@@ -63,7 +63,7 @@ class Asking(User):
     size, stream = "short", False
 
     def on_start(self) -> None:
-        self.client = Client(self.host, os.environ["OPENAI_API_KEY"], RECORD.on_wire)
+        self.client = Client(self.host, os.environ["OPENAI_API_KEY"], RECORD.on_wire, PLAN["keep"])
 
     @task
     def completion(self) -> None:

@@ -164,7 +164,7 @@ def measured(served: Served, folder: Path, hurt: str, harm: Harm, away: float = 
     _forget(served, hurt)
     served.settle()
     gateway = next(node for node in served.gateways if node not in served.members(hurt))
-    with Under(served, folder, gateway=gateway, users=USERS, long=TOKENS) as under:
+    with Under(served, folder, gateway=gateway, users=USERS, keep=False, long=TOKENS) as under:
         time.sleep(BEFORE)
         began = time.time()
         with harm():

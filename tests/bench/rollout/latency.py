@@ -39,7 +39,7 @@ def case(folder: Path) -> Row:
         expected.write_text(json.dumps({"Once": [TOKEN] * TOKENS}))
         load = Load(
             folder, f"http://127.0.0.1:{PORT}", "key", model="fixed", expected=expected, users=USERS,
-            limit=600, locustfile=Path(__file__).with_name("paired.py"),
+            limit=600, locustfile=Path(__file__).with_name("paired.py"), keep=True,
             inside=("ip", "netns", "exec", f"{PREFIX}0", *FIRST), direct=f"http://127.0.0.1:{SERVER}",
         )  # fmt: skip
         with load:

@@ -17,7 +17,7 @@ class Paired(Asking):
     def on_start(self) -> None:
         urls = {"direct": PLAN["direct"], "through": self.host}
         key = os.environ["OPENAI_API_KEY"]
-        clients = [(kind, Client(url, key, RECORD.on_wire)) for kind, url in urls.items()]
+        clients = [(kind, Client(url, key, RECORD.on_wire, PLAN["keep"])) for kind, url in urls.items()]
         self.turns = itertools.cycle(clients)
 
     @task

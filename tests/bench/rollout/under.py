@@ -25,13 +25,13 @@ class Under:
 
     def __init__(
         self, served: Served, folder: Path, *,
-        gateway: Node, users: int, long: Sequence[int] = LONG,
+        gateway: Node, users: int, keep: bool = True, long: Sequence[int] = LONG,
     ) -> None:  # fmt: skip
         self.served, self.gateway, self.began = served, gateway, time.time()
         self.watch = Watch(gateway, folder / "watch.jsonl", LIMIT)
         self.load = Load(
             folder, f"http://{gateway.address}:{PORT}", served.key, model=MODEL, expected=served.expected,
-            users=users, limit=LIMIT, long=long,
+            users=users, limit=LIMIT, keep=keep, long=long,
         )  # fmt: skip
 
     def __enter__(self) -> Under:

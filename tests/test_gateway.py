@@ -193,6 +193,31 @@ def test_a_replica_whose_engine_hangs_gets_nothing_though_its_health_is_well(rea
     wait_until(lambda: real.servers()["replica-1"]["status"] == "UP", 10, "the agent to be heard")
 
 
+def test_who_is_up_or_down_is_so_after_a_reload(real):
+    """A first check that is late takes nobody out, and nobody is up until it comes."""
+    own = real.replicas[0].server_address[1]
+    real.configure([own, 9])
+    real.reload()
+    wait_until(lambda: real.servers()["replica-1"]["status"] == "DOWN", 10, "a look at it")
+    real.reload()
+    assert [one["status"] for one in real.servers().values()] == ["UP", "DOWN"]
+    real.configure([own, real.replicas[1].server_address[1]])
+    real.reload()
+    wait_until(lambda: real.servers()["replica-1"]["status"] == "UP", 10, "another look at it")
+
+
+@pytest.mark.parametrize("drained", [True, False])
+def test_who_says_whether_a_replica_generates_is_where_the_new_configuration_says(real, drained):
+    if drained:
+        real.admin("drain", "replica-1")
+    said = Agent("down")
+    real.configure([one.server_address[1] for one in real.replicas], [9, said.server_address[1]])
+    real.reload()
+    if drained:
+        real.admin("ready", "replica-1")
+    wait_until(lambda: real.servers()["replica-1"]["status"] == "DOWN (agent)", 10, "the agent to be heard")
+
+
 def test_without_a_replica_it_is_503_and_says_when_to_come_back(real):
     for name in ("replica-0", "replica-1"):
         real.admin("drain", name)

@@ -101,15 +101,15 @@ def reload(run, config, pid):
 def save(run, config):
     """Also after each change: a HAProxy that dies comes back as it was.
 
-    Only who is drained is kept: whether the others are well is seen at once. HAProxy would take ports
-    from here too; they are the configuration's to say, and so is which backend one is in.
+    HAProxy would take ports from here too; they are the configuration's to say, and so is which backend
+    one is in.
     """
     with open(config) as file:
         wanted = placed(file)
     version, names, *rows = ask(run, current(run), "show servers state").splitlines()
     kept = [version, names]
     for row in csv.DictReader([names.removeprefix("# "), *rows], delimiter=" "):
-        if row["srv_admin_state"] != "0" and row["srv_name"] in wanted:
+        if row["srv_name"] in wanted:
             kept.append(" ".join({**row, **wanted[row["srv_name"]]}.values()))
     new = f"{run}/servers.state.new"
     with open(new, "w") as file:
@@ -118,14 +118,19 @@ def save(run, config):
 
 
 def placed(lines):
-    """{server: its backend and port} of a configuration, in the words of HAProxy's state."""
+    """{server: its backend and ports} of a configuration, in the words of HAProxy's state."""
     found, backend = {}, ""
     for line in lines:
         words = line.split()
         if words[:1] == ["backend"]:
             backend = words[1]
         elif words[:1] == ["server"]:
-            found[words[1]] = {"be_name": backend, "srv_port": words[2].rpartition(":")[2]}
+            said = dict(zip(words[3::2], words[4::2], strict=False))
+            found[words[1]] = {
+                "be_name": backend,
+                "srv_port": words[2].rpartition(":")[2],
+                "srv_agent_port": said.get("agent-port", "0"),
+            }
     return found
 
 

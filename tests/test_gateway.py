@@ -194,7 +194,7 @@ def test_a_replica_whose_engine_hangs_gets_nothing_though_its_health_is_well(rea
 
 
 def test_who_is_up_or_down_is_so_after_a_reload(real):
-    """A first check that is late takes nobody out, and nobody is up until it comes."""
+    """A first check that is late takes nobody out, and who is gone is not up until it comes."""
     own = real.replicas[0].server_address[1]
     real.configure([own, 9])
     real.reload()
@@ -327,7 +327,7 @@ def test_a_replica_is_let_in_when_the_gateway_sees_it(on_host, monkeypatch):
     assert problems == [problem]
 
 
-WELL = {"requests": 100, "errors": 0, "first": [0.1, 99], "next": [0.01, 999]}
+WELL = {"requests": 100, "errors": 0, "down": 0, "first": [0.1, 99], "next": [0.01, 999]}
 
 
 def test_who_does_worse_than_the_others_is_named(on_host, monkeypatch):
@@ -410,6 +410,21 @@ def test_several_models_are_listed_and_shown_one_by_one(both):
     ]
     assert both.get("/v1/models/org/it's%20b") == "replica-1"
     assert both.get("/v1/models/llama") == "replica-0"
+
+
+def test_a_connection_that_was_kept_finds_a_model_that_a_reload_brought(both):
+    connection = HTTPConnection("127.0.0.1", both.port, timeout=5)
+
+    def ask(model):
+        connection.request("POST", "/v1/x", json.dumps({"model": model}))
+        answer = connection.getresponse()
+        return answer.read().decode()
+
+    assert ask("llama") == "replica-0"
+    kept = connection.sock
+    both.configure([replica.server_address[1] for replica in both.replicas], models=[("llama",), ("new",)])
+    both.reload()
+    assert connection.sock is kept and ask("new") == "replica-1"
 
 
 def test_who_is_drained_stays_so_when_another_model_comes_and_goes(real):

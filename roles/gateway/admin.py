@@ -60,6 +60,7 @@ def rows(stat):
             "status": row["status"],  # UP, DOWN, MAINT, "UP 1/3", "DOWN (agent)"
             "in": not row["status"].startswith("MAINT"),
             "checked": row["check_status"] != "INI",  # until it is, UP is only what is hoped
+            "down": int(row["downtime"] or 0),  # seconds
             "sessions": int(row["scur"]),
             "queued": int(row["qcur"]),
             "requests": int(row["stot"]),
@@ -81,8 +82,12 @@ def processes(run):
 
 
 def reload(run, config, pid):
-    """Ends when there is a new process: until then orders would go to one that is about to end."""
-    save(run, config)
+    """Ends when a new process takes orders: until then they would go to one that is about to end.
+
+    It begins with what the one before saw of each replica. Else a check that is late takes one out, and
+    who is gone has requests until the first.
+    """
+    save(run, config, seen=True)
     before = processes(run)[0]
     os.kill(pid, signal.SIGUSR2)
     until = time.monotonic() + PATIENCE
@@ -91,15 +96,16 @@ def reload(run, config, pid):
             now = processes(run)[0]
         except OSError:  # the master is about to start itself anew
             now = before
-        if now and now != before:
+        if now and now != before and ask(run, now[0], "show info").startswith("Name:"):
+            save(run, config)
             return
         if time.monotonic() > until:
             sys.exit(f"HAProxy has not loaded {config} after {PATIENCE} s: see its journal")
         time.sleep(0.1)
 
 
-def save(run, config):
-    """Also after each change: a HAProxy that dies comes back as it was.
+def save(run, config, seen=False):
+    """Who is drained, after each change: a HAProxy that dies comes back with it. Or all that is `seen`.
 
     HAProxy would take ports from here too; they are the configuration's to say, and so is which backend
     one is in.
@@ -109,7 +115,7 @@ def save(run, config):
     version, names, *rows = ask(run, current(run), "show servers state").splitlines()
     kept = [version, names]
     for row in csv.DictReader([names.removeprefix("# "), *rows], delimiter=" "):
-        if row["srv_name"] in wanted:
+        if row["srv_name"] in wanted and (seen or row["srv_admin_state"] != "0"):
             kept.append(" ".join({**row, **wanted[row["srv_name"]]}.values()))
     new = f"{run}/servers.state.new"
     with open(new, "w") as file:

@@ -1,4 +1,4 @@
-"""HAProxy's configuration for the replicas of one model, or of several. Pure; for HAProxy 2.4 and later."""
+"""HAProxy's configuration for the replicas of one model, or of several. Pure; for HAProxy 2.4.13 and up."""
 
 from __future__ import annotations
 
@@ -158,12 +158,14 @@ frontend openai
     bind :{port}
     monitor-uri /health
     monitor fail if{down}
+    # Its successor's to judge: see `again`.
+    http-request allow if {{ stopping }}
     # vLLM's key guards no more than this, and so no more is let through.
     http-request deny deny_status 404 unless {{ path_beg /v1/ }}
 """
 
-# Who asks a HAProxy that a reload has ended, on a connection that was kept, is handed on to the new one:
-# only that hears of drains.
+# Who asks a HAProxy that a reload has ended, on a connection that was kept, is handed on to the new one: only
+# that hears of drains, and knows of new models.
 _HANDED_ON = "    use_backend again if { stopping }\n"
 
 # The list asks for no key, which the gateway does not know.

@@ -6,21 +6,25 @@ from roles.gateway.judge import judge
 from roles.gateway.watch import between, total
 
 
-def window(requests=100, errors=0, first=(0.2, 100), next=(0.02, 1000), since=None):
+def window(requests=100, errors=0, first=(0.2, 100), next=(0.02, 1000), since=None, down=0):
     since = since or {"first": first, "next": next}
-    return {"requests": requests, "errors": errors, "first": first, "next": next, "since": since}
+    return {
+        "requests": requests, "errors": errors, "down": down, "first": first, "next": next, "since": since,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("own", "problem"),
     [
         (window(), None),
-        (window(first=(1.5, 99), next=(0.08, 99)), None),  # it came back without a prefix in its cache
+        (window(first=(1.5, 99), next=(0.05, 99)), None),  # it came back without a prefix in its cache
         (window(first=(1.7, 99)), "1.70 s to the first token, of the others 0.20 s"),
-        (window(requests=1, next=(0.1, 99)), "0.10 s from token to token, of the others 0.02 s"),
+        (window(requests=1, next=(0.07, 99)), "0.07 s from token to token, of the others 0.02 s"),
         (window(errors=1), None),
         (window(errors=3), "3 of 100 requests failed, of the others 1 of 200"),
         (window(requests=0, first=None, next=None), None),
+        (window(requests=0, first=None, next=None, down=20), "it was down for 20 s"),
+        (window(down=5), None),  # a check was late
         (window(first=(60.0, 19)), None),
         (window(first=(60.0, 20)), "60.00 s to the first token, of the others 0.20 s"),
     ],
@@ -47,7 +51,7 @@ def test_others_that_got_too_few_meanwhile_are_taken_as_they_were_before():
 
 
 def test_who_waits_counts_although_only_those_that_had_their_turn_were_measured():
-    now = {"requests": 0, "errors": 0, "next": (0, 0)}
+    now = {"requests": 0, "errors": 0, "down": 0, "next": (0, 0)}
     before, after = {**now, "first": (0, 0)}, {**now, "first": (1.0, 10.0), "waiting": 20.0}
     assert between(before, {**after, "waiting": 5.0}, 30)["first"] == [15.0, 15.0]
     assert between(before, after, 30)["first"] == [30, 30.0]  # nobody has waited longer
@@ -60,10 +64,10 @@ def test_others_that_fail_as_often_excuse_it():
 
 
 def test_latencies_are_those_of_the_time_between_two_looks_also_when_vllm_began_anew():
-    before = {"requests": 10, "errors": 1, "first": (5.0, 10.0), "next": (9.0, 100.0)}
-    after = {"requests": 30, "errors": 1, "first": (7.0, 20.0), "next": (1.0, 10.0), "waiting": 0}
+    before = {"requests": 10, "errors": 1, "down": 3, "first": (5.0, 10.0), "next": (9.0, 100.0)}
+    after = {"requests": 30, "errors": 1, "down": 10, "first": (7.0, 20.0), "next": (1.0, 10.0), "waiting": 0}
     seen = between(before, after, 30)
-    assert (seen["requests"], seen["errors"]) == (20, 0)
+    assert (seen["requests"], seen["errors"], seen["down"]) == (20, 0, 7)
     assert (seen["first"], seen["next"]) == ([0.2, 10.0], None)
     assert seen["since"] == {"first": [0.35, 20.0], "next": [0.1, 10.0]}
 

@@ -2,9 +2,10 @@
 
     watch.py SECONDS NAME=ADDRESS:PORT...
 
-Prints {name: {"requests", "errors", "first", "next", "since"}} as JSON: what HAProxy sent there in that
-time and what of it failed; [mean seconds, how many] until the first token and from token to token, as
-vLLM's metrics have it, null where nothing was measured; `since` has these since vLLM started.
+Prints {name: {"requests", "errors", "down", "first", "next", "since"}} as JSON: what HAProxy sent there in
+that time, what of it failed, for how many seconds it was down; [mean seconds, how many] until the first
+token and from token to token, as vLLM's metrics have it, null where nothing was measured; `since` has these
+since vLLM started.
 """
 
 import http.client
@@ -13,6 +14,7 @@ import re
 import sys
 import time
 
+COUNTED = ("requests", "errors", "down")
 LATENCIES = {"first": "time_to_first_token_seconds", "next": "inter_token_latency_seconds"}
 
 
@@ -30,8 +32,7 @@ def look(where):
     counted = {one["name"]: one for one in gateway.servers(gateway.RUN)}
     return {
         name: {
-            "requests": counted.get(name, {}).get("requests", 0),
-            "errors": counted.get(name, {}).get("errors", 0),
+            **{key: counted.get(name, {}).get(key, 0) for key in COUNTED},
             **metrics(place),
         }
         for name, place in where.items()
@@ -61,7 +62,7 @@ def total(text, name):
 
 
 def between(before, after, lasted):
-    window = {key: max(0, after[key] - before[key]) for key in ("requests", "errors")}
+    window = {key: max(0, after[key] - before[key]) for key in COUNTED}
     window["since"] = {key: mean(*after[key]) for key in LATENCIES}
     for key in LATENCIES:
         window[key] = mean(*(after[key][at] - before[key][at] for at in (0, 1)))

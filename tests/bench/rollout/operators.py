@@ -126,7 +126,7 @@ def two(served: Served) -> dict[str, Case]:
 
 
 def slow(served: Served) -> dict[str, Case]:
-    """A canary whose engine works a tenth of the time is put back."""
+    """A canary whose engine works a twentieth of the time is put back."""
 
     def case(folder: Path) -> Row:
         to = served.other()
@@ -150,7 +150,7 @@ def slow(served: Served) -> dict[str, Case]:
         details = {"said": said, "troubled": under.located()[:SHOWN]}
         return judged(problems, **counts(under.lines), seconds=seconds, details=details)
 
-    return {"a tenth of its speed": case}
+    return {"a twentieth of its speed": case}
 
 
 def _came_back(under: Under, replica: str) -> bool:
@@ -161,12 +161,12 @@ def _came_back(under: Under, replica: str) -> bool:
 
 @contextmanager
 def slowed(node: Node, replica: str) -> Iterator[None]:
-    """Its engine is stopped nine tenths of every half second, until it ends or a minute has passed."""
+    """Its engine is stopped for all but a twentieth of every second, until it ends or a minute has passed."""
     pid = pid_of(node, replica, ENGINE)
     if pid is None:
         raise LabError(f"{node.name} has no {ENGINE} of {replica}")
-    pulse = f"kill -STOP {pid} || exit 0; sleep 0.45; kill -CONT {pid}; sleep 0.05"
-    words = node.ssh("sudo", "sh", "-c", f"'for n in $(seq 120); do {pulse}; done'")
+    pulse = f"kill -STOP {pid} || exit 0; sleep 0.95; kill -CONT {pid}; sleep 0.05"
+    words = node.ssh("sudo", "sh", "-c", f"'for n in $(seq 60); do {pulse}; done'")
     with subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as ssh:
         try:
             yield

@@ -68,14 +68,14 @@ def made(folder, tag):
     [
         ("3.12", "x86_64", "cp312-cp312-manylinux_2_28_x86_64"),
         ("3.10", "x86_64", "cp38-abi3-manylinux2014_x86_64"),
-        ("3.12", "aarch64", "py3-none-manylinux_2_17_aarch64"),
+        ("3.12", "aarch64", "py3-none-manylinux_2_25_aarch64"),
     ],
 )
 def test_pip_takes_the_wheel_for_that_python_on_that_machine(tmp_path, python, machine, fetched):
     index, folder, lock = tmp_path / "index", tmp_path / "wheelhouse", tmp_path / "lock"
     index.mkdir()
     tags = ["cp312-cp312-manylinux_2_28_x86_64", "cp38-abi3-manylinux2014_x86_64",
-            "py3-none-manylinux_2_17_aarch64", "cp312-cp312-win_amd64"]  # fmt: skip
+            "py3-none-manylinux_2_25_aarch64", "cp312-cp312-win_amd64"]  # fmt: skip
     hashes = " ".join(f"--hash=sha256:{made(index, tag)}" for tag in tags)
     lock.write_text(wheels.pinned(f"tiny==1.0 {hashes}\n", python, machine))
     words = [sys.executable, "-m", "pip", *wheels.download(lock, folder, python, machine)]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from packaging.markers import Environment, Marker, default_environment
 
-#: The glibc of the oldest wheels there are, and those of Debian 12 and Ubuntu 22.04 (PEP 600).
-_GLIBC = (5, 12, 17, 24, 26, 27, 28, 31, 34, 35)
+#: From the glibc of the oldest wheels there are to that of Ubuntu 22.04 (PEP 600): pip takes what is named.
+_GLIBC = range(5, 36)
 
 _OLDER = ("manylinux2014", "manylinux2010", "manylinux1")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from scripts.refusal import Refused
+from scripts.refusal import Interrupted, Refused
 
 #: Each command and its module, which is imported when the command is used: the lab's takes
 #: pyinfra's second.
@@ -25,12 +25,14 @@ COMMANDS = {
 
 class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
-        """A mistyped option is one line too, like all other bad input."""
+        """A mistyped option is one line too, like all other bad input; and so is Ctrl-C, at any time."""
         try:
             return super().invoke(ctx)
         except click.UsageError as error:
             command = error.ctx.command_path if error.ctx else "rackserve"
             raise Refused(f"{error.format_message()} (see `{command} --help`)") from None
+        except (KeyboardInterrupt, click.Abort):
+            raise Interrupted("interrupted") from None
 
     def list_commands(self, ctx: click.Context | None) -> list[str]:
         return list(COMMANDS)

@@ -110,9 +110,9 @@ def _run(
         return
     for batch in change.batches:
         for step in batch.steps:
-            was = step.was.id if step.was else "nothing"
+            releases = _to(step.was.id if step.was else None, step.new.id)
             boots = f", {', '.join(step.reboot)} rebooted" if step.reboot else ""
-            click.echo(f"{step.name}: {was} -> {step.new.id}{boots}{' (not done: --dry)' if dry else ''}")
+            click.echo(f"{step.name}: {releases}{boots}{' (not done: --dry)' if dry else ''}")
     for name in change.leaving:
         click.echo(f"{name}: {'would be removed' if dry else 'removed'}")
 
@@ -121,10 +121,13 @@ def _data(settings: dict[str, Any]) -> list[str]:
     return [f"{name}={value}" for name, value in settings.items() if value is not None and value is not False]
 
 
+def _to(was: str | None, now: str | None) -> str:
+    """What is brought where it should be already was not whole, or did not run."""
+    return f"{now} again" if was == now else f"{was or 'nothing'} -> {now or 'nothing'}"
+
+
 def _line(run: dict[str, Any]) -> str:
-    changed = ", ".join(
-        f"{name} {was or 'nothing'} -> {now or 'nothing'}" for name, (was, now) in run["replicas"].items()
-    )
+    changed = ", ".join(f"{name} {_to(was, now)}" for name, (was, now) in run["replicas"].items())
     outcome = "did not end" if run["outcome"] == "begun" else run["outcome"]
     return (
         f"{run['at']}  {run['deploy']:8} {run['who']}  rackserve {run['commit'] or '-'}  {run['model']}  "

@@ -10,6 +10,7 @@ import contextlib
 import io
 import os
 import signal
+import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -84,6 +85,7 @@ def run(arguments: Sequence[str]) -> None:
             raise _mistyped(error.exception) from None
         raise
     except (KeyboardInterrupt, click.Abort):
+        sys.unraisablehook = lambda _: None  # paramiko's, of what is cut off as Python ends
         raise Interrupted("interrupted; run it again to finish what was begun") from None
     _require_hosts()
     if not {"--dry", "--debug-facts", "--debug-operations"} & {*arguments} and not _executed():

@@ -241,6 +241,28 @@ def test_a_question_that_is_answered_with_no_is_no_success(inventory):
     assert done.stderr.endswith("rackserve: nothing was done: that was no Enter at the question above\n")
 
 
+def test_who_presses_ctrl_c_before_anything_was_begun_is_told_so(monkeypatch):
+    from click.testing import CliRunner
+
+    from scripts import cli, wheelhouse
+
+    def pressed(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(wheelhouse, "_made", pressed)
+    done = CliRunner().invoke(cli.main, ["wheelhouse", "folder"])
+    assert (done.exit_code, done.output) == (1, "rackserve: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "said"), [(None, "a", "nothing -> a"), ("a", "b", "a -> b"), ("a", "a", "a again")]
+)
+def test_a_release_that_was_not_whole_is_brought_where_it_is_again(was, now, said):
+    from scripts.rollout import _to
+
+    assert _to(was, now) == said
+
+
 def test_a_rollout_shows_what_it_would_do(inventory):
     file = inventory(model="smollm2-135m-instruct", runtime="cpu", workers=(2,), pipeline_parallel=2)
     done = rackserve("rollout", "-i", file, "--dry", "--watch", "0")

@@ -34,7 +34,7 @@ from tests.fake_openai import RIGHT
 from tests.lab.shell import wait_until
 from tests.load.driver import Load, in_flight_at, summary, troubled
 from tests.load.gateway_log import servers
-from tests.proxied import Agent, Gateway, Replica, fake
+from tests.proxied import ADMIN, Agent, Gateway, Replica, fake
 
 TWO = [
     Server("replica-0", "10.0.0.1", 8000, 30000, 256),
@@ -502,6 +502,21 @@ def test_when_a_replica_is_killed_exactly_its_running_requests_fail(loaded):
     ]  # fmt: skip
     assert hurt and troubled(lines) == troubled(hurt) and not summary(hurt)["ok"]
     assert {line["outcome"] for line in hurt} <= {"failed", "truncated"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "admin.py servers"),
+        (["frobnicate", "replica-0"], "admin.py drain|ready NAME"),
+        (["drain"], "admin.py drain|ready NAME"),
+        (["drain", "replica-0"], "does a gateway run here?"),
+    ],
+)
+def test_what_cannot_be_done_by_hand_is_said_without_a_traceback(tmp_path, words, said):
+    words = [sys.executable, ADMIN, *words, *([tmp_path, tmp_path] if len(words) > 1 else [])]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 1 and said in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_haproxy_whose_queue_is_full_for_a_moment_is_asked_again(tmp_path):

@@ -26,6 +26,8 @@ STATES = {"drain": "maint", "ready": "ready"}
 def main(verb, name=None, run=RUN, config=CONFIG):
     if verb == "servers":
         print(json.dumps(servers(run)))
+    elif name is None or verb not in ("reload", *STATES):
+        sys.exit(__doc__)
     elif verb == "reload":
         reload(run, config, int(name))
     else:
@@ -168,4 +170,7 @@ def connected(path):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:] or [""])
+    except OSError as error:
+        sys.exit(f"{error.strerror}: does a gateway run here?")

@@ -96,9 +96,10 @@ def reload(run, config, pid):
     while True:
         try:
             now = processes(run)[0]
+            loaded = now and now != before and ask(run, now[0], "show info").startswith("Name:")
         except OSError:  # the master is about to start itself anew
-            now = before
-        if now and now != before and ask(run, now[0], "show info").startswith("Name:"):
+            loaded = False
+        if loaded:
             save(run, config)
             return
         if time.monotonic() > until:

@@ -74,7 +74,7 @@ def load(node: Node, expected: Path) -> Iterator[Load]:
     """While it lasts 3 users ask the gateway; at its end every answer must have been right and whole."""
     with Load(
         expected.parent / "load", f"http://{node.address}:{PORT}", api_key(node), model=TWO["model"],
-        expected=expected, users=USERS, pause=PAUSE, limit=900, short=SHORT, long=LONG,
+        expected=expected, users=USERS, pause=PAUSE, limit=400, short=SHORT, long=LONG,
     ) as load:  # fmt: skip
         yield load
     said, wrong = summary(load.lines()), troubled(load.lines())
@@ -152,7 +152,7 @@ def test_a_rollout_whose_controller_is_killed_is_finished_by_the_next_and_two_at
     assert dry.code == 0 and "replica-1: " in dry.said and running(lab[0]) == old, dry.said
     with load(lab[0], expected):
         with begun("rollout", "-i", inventory, **new) as run:
-            wait_until(lambda: not states(lab[0])[0]["in"], 400, "replica-0 to leave the gateway")
+            wait_until(lambda: not states(lab[0])[0]["in"], 200, "replica-0 to leave the gateway")
             assert "replica-1" in up(lab[0])
             second = rollout(inventory, **new)
             assert second.code == 1 and f"(pid {run.pid})" in second.said, second.said

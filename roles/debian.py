@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 
 WAIT = 600  # seconds for another apt, as that of unattended-upgrades
 
@@ -12,11 +13,16 @@ APT = (
     " -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold"
 )
 
-# apt-get has a timeout for dpkg's lock only, not for that of its lists; dpkg itself has none.
+# apt-get has a timeout for dpkg's lock only, not for those of its lists and of what it fetches; dpkg itself
+# has none.
 _PATIENTLY = f"""\
-for n in $(seq {WAIT // 20}); do
-  said=$(LC_ALL=C {{}} 2>&1) && exit
-  case $said in *' lock '*) sleep 20 ;; *) break ;; esac
+export LC_ALL=C
+until=$(($(date +%s) + {WAIT}))
+while :; do
+  said=$( {{}} 2>&1) && exit
+  case $said in *' get lock '*|*' locked by another '*) ;; *) break ;; esac
+  test "$(date +%s)" -lt $until || break
+  sleep 20
 done
 echo "$said" >&2
 exit 1"""
@@ -25,6 +31,11 @@ exit 1"""
 # The variable's first 4 bytes are attributes (the kernel's Documentation/filesystems/efivarfs.rst).
 _SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 
+#: Says `interrupted` where dpkg was cut off.
+INTERRUPTED = """\
+test -z "$(dpkg --audit 2>/dev/null)" -a -z "$(ls /var/lib/dpkg/updates 2>/dev/null)" || echo interrupted
+""".strip()
+
 #: What facts about packages ask of a host, a row a line: os, machine, kernel, secure (1: Secure Boot is on),
 #: and `interrupted` where dpkg was cut off.
 LOOK = rf"""
@@ -32,7 +43,7 @@ LOOK = rf"""
 echo machine "$(uname -m)"
 echo kernel "$(uname -r)"
 echo secure "$(od -An -t u1 -j 4 -N 1 {_SECURE_BOOT} 2>/dev/null)"
-test -z "$(dpkg --audit 2>/dev/null)" -a -z "$(ls /var/lib/dpkg/updates 2>/dev/null)" || echo interrupted
+{INTERRUPTED}
 """.strip()
 
 
@@ -42,13 +53,19 @@ def patiently(command: str) -> str:
 
 
 def repaired() -> str:
-    """Finish what a cut connection left."""
-    return patiently("dpkg --configure -a")
+    """Finish what a cut connection left; nobody is there to be asked about a file that was changed."""
+    options = "--force-confdef --force-confold"
+    return patiently(f"DEBIAN_FRONTEND=noninteractive dpkg {options} --configure -a")
 
 
 def refreshed() -> str:
     """apt knows what there is."""
     return patiently("apt-get -q update")
+
+
+def installed(names: Sequence[str]) -> str:
+    """Install packages, in whatever versions there are."""
+    return patiently(f"{APT} install --no-install-recommends {shlex.join(names)}")
 
 
 def key(url: str, path: str, fingerprint: str) -> str:

@@ -2,21 +2,24 @@
 
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
 import pytest
 
-from roles import files, replicas, units
+from roles import debian, files, replicas, units
 from roles.base.boot import drop_in
-from roles.base.facts import Essentials, Installed, KernelSettings, RebootDue, UserId
+from roles.base.facts import Essentials, Installed, Interrupted, KernelSettings, RebootDue, UserId
 from roles.base.operations import kernel_settings, system_packages, system_user
 from roles.files import SecretFile, secret
 from roles.replicas import ReplicaFolders
 from roles.units.facts import InstalledUnits, Unit, UnitState
 from roles.weights.facts import Room
+from tests.lab.drivers import Apt, Empty, Repository
 
 # systemctl show NAME --timestamp=us+utc --property=... and stat, on Debian 12.
 RUNNING = """\
@@ -305,6 +308,75 @@ def test_of_packages_those_that_are_installed_are_told():
 def test_packages_that_are_installed_are_left_alone(on_host):
     host = on_host({Installed: ["a", "b", "c"]})
     assert host.commands(system_packages, packages=("a", "b")) == []
+
+
+def test_a_package_that_is_absent_is_asked_for_as_beside_an_apt_that_is_at_work(on_host):
+    asked = [debian.refreshed(), debian.installed(["b"])]
+    host = on_host({Installed: ["a"], Interrupted: False})
+    assert host.commands(system_packages, packages=("a", "b")) == asked
+    assert "NEEDRESTART_MODE=l DEBIAN_FRONTEND=noninteractive" in asked[1]
+    cut_off = on_host({Installed: ["a"], Interrupted: True})
+    assert cut_off.commands(system_packages, packages=("a", "b")) == [debian.repaired(), *asked]
+
+
+@pytest.fixture
+def system(tmp_path):
+    """An apt of its own, that knows g and p."""
+    repository = Repository(tmp_path / "debian")
+    repository.add([Empty(name, version) for name in "gp" for version in ("1", "2")])
+    made = Apt(tmp_path / "apt")
+    made.knows("debian", repository, "copy")
+    return made
+
+
+def provided(system, on_host):
+    """What is run so that g and p are installed, with that apt; each is run."""
+
+    def asked(fact, *words):
+        command = fact.command(*words).replace("/var/lib/dpkg", f"{system.folder}/dpkg")
+        return fact.process(system.run(command).splitlines())
+
+    facts = {Installed: lambda packages: asked(Installed(), packages),
+             Interrupted: lambda: asked(Interrupted())}  # fmt: skip
+    commands = on_host(facts, executing=True).commands(system_packages, packages=("g", "p"))
+    for command in commands:
+        system.run(command.replace("sleep 20", "sleep 0.2"))
+    return commands
+
+
+@pytest.mark.parametrize("lock", ["dpkg/lock-frontend", "state/lists/lock", "cache/archives/lock"])
+def test_packages_wait_for_another_apt_whichever_lock_it_holds(system, on_host, lock):
+    hold = f"import fcntl; f = open({str(system.folder / lock)!r}, 'w'); fcntl.lockf(f, fcntl.LOCK_EX)"
+    program = f"{hold}; print(flush=True); import time; time.sleep(2)"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as other:
+        assert other.stdout and other.stdout.readline()
+        provided(system, on_host)
+        assert other.poll() is not None, "it was waited for"
+    assert system.installed == {"g": "ii 2", "p": "ii 2"}
+    assert provided(system, on_host) == []
+
+
+def test_a_dpkg_that_was_cut_off_is_finished_before_a_package_is_asked_for(system, on_host):
+    system.run(f"cd {system.folder} && apt-get download g=1 && dpkg {shlex.join(system.dpkg_options)}"
+               " --unpack g_1*.deb")  # fmt: skip
+    stanza = next(
+        its for its in (system.folder / "dpkg/status").read_text().split("\n\n") if "Package: g" in its
+    )
+    (system.folder / "dpkg/updates/0000").write_text(f"{stanza}\n")  # as dpkg leaves it that is killed
+    with pytest.raises(RuntimeError, match="dpkg was interrupted"):
+        system.run(debian.installed(["p"]))
+    assert provided(system, on_host)[0] == debian.repaired()
+    assert system.installed == {"g": "ii 2", "p": "ii 2"}
+    assert provided(system, on_host) == []
+
+
+def test_packages_on_hold_are_installed_and_nobody_is_asked_for_them(system, on_host):
+    system.run("apt-get -y install g=1 p && apt-mark hold g")
+    assert system.installed["g"] == "hi 1"
+    assert provided(system, on_host) == []
+    system.run("apt-get -y remove p")
+    provided(system, on_host)
+    assert system.installed == {"g": "hi 1", "p": "ii 2"}
 
 
 def test_a_real_users_id_is_found_and_an_unknown_ones_is_empty():

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from pyinfra.api import FactBase
 
+from roles import debian
+
 from .boot import BOOTED, DROP_IN, MENU, SINCE
 
 _CHECKS = {
@@ -45,18 +47,32 @@ class Essentials(FactBase):
 
 
 class Installed(FactBase[list[str]]):
-    """Those of the Debian packages that are installed. (DebPackages lists all there are.)"""
+    """Those of the Debian packages that are installed, also on hold. (DebPackages lists all there are.)"""
 
     def command(self, packages: Sequence[str]) -> str:
         format_ = "${db:Status-Abbrev} ${Package}\\n"
         return f"dpkg-query -W -f '{format_}' {shlex.join(packages)} 2>/dev/null || true"
 
     def process(self, output: list[str]) -> list[str]:
-        return [line.split()[1] for line in output if line.startswith("ii ")]
+        return [line.split()[1] for line in output if line.startswith(("ii ", "hi "))]
 
     @staticmethod
     def default() -> list[str]:
         return []
+
+
+class Interrupted(FactBase[bool]):
+    """dpkg was cut off, and does nothing before that is finished."""
+
+    def command(self) -> str:
+        return debian.INTERRUPTED
+
+    def process(self, output: list[str]) -> bool:
+        return "interrupted" in output
+
+    @staticmethod
+    def default() -> bool:
+        return False
 
 
 #: Whether ConnectX cards' module is another than the loaded one, and a boot could bring it: one that is older

@@ -18,11 +18,10 @@ from pyinfra.api import (
     operation,
 )
 from pyinfra.api.exceptions import PyinfraError
-from pyinfra.operations import apt
 
-from roles import remote
+from roles import debian, remote
 
-from .facts import Essentials, Installed, KernelSettings, UserId
+from .facts import Essentials, Installed, Interrupted, KernelSettings, UserId
 
 INTERVAL = 2.0  # seconds between two tries to reach a host that starts
 
@@ -78,11 +77,18 @@ def rebooted(timeout: float = 1800) -> Iterator[StringCommand | FunctionCommand]
 
 @operation()
 def system_packages(packages: Sequence[str]) -> Iterator[StringCommand]:
-    """Debian packages; the index is fetched only when one is absent, not once a day."""
-    if set(packages) <= set(host.get_fact(Installed, packages=tuple(packages))):
+    """Debian packages; nobody is asked for anything where all are installed.
+
+    It is what a node begins with: at its first boot another apt is at work, and one may have been cut off.
+    """
+    there = host.get_fact(Installed, packages=tuple(packages))
+    if not (absent := [name for name in packages if name not in there]):
         host.noop("the packages are installed")
         return
-    yield from apt.packages._inner(packages=list(packages), update=True, cache_time=86400, no_recommends=True)
+    if host.get_fact(Interrupted):
+        yield StringCommand(debian.repaired())
+    yield StringCommand(debian.refreshed())
+    yield StringCommand(debian.installed(absent))
 
 
 @operation()

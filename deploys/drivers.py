@@ -20,7 +20,7 @@ _waiting: dict[str, nvidia.Wanted] = {}
 
 def wanted() -> nvidia.Wanted | None:
     """What this host gets now, or None. Refused names every host with a problem."""
-    if _provided(here()):
+    if _looked_at(here()):
         host.get_fact(nvidia.Look, _ignore_errors=True)  # each its own, side by side, before one asks all
     with _once:
         its = _wanted().get(host.name)
@@ -47,9 +47,12 @@ def coming() -> set[str]:
 
 @cache
 def _wanted() -> dict[str, nvidia.Wanted]:
-    looks, its, wrong = seen(nvidia.Look, _provided), {}, []
+    looks, its, wrong = seen(nvidia.Look, _looked_at), {}, []
     for name, look in looks.items():
         own = cluster().hosts[name]
+        if not _provided(own):
+            wrong += [f"{name}: {problem}" for problem in nvidia.absent(look, own.gpus)]
+            continue
         said = str(own.driver), own.driver_source
         found = nvidia.problems(look, *said, own.gpus, own.reboot != "no")
         wrong += [f"{name}: {problem}" for problem in found]
@@ -60,6 +63,11 @@ def _wanted() -> dict[str, nvidia.Wanted]:
     _waiting.update({name: one for name, one in its.items() if one.waits(looks[name])})
     _coming.update(name for name, one in its.items() if name in _waiting or not one.version(looks[name]))
     return its
+
+
+def _looked_at(own: Settings) -> bool:
+    """Also where the driver is its user's: GPUs that are not there serve nothing."""
+    return _provided(own) or (own.runtime == "cuda" and own.gpus > 0)
 
 
 def _provided(own: Settings) -> bool:

@@ -309,6 +309,12 @@ def test_a_driver_that_somebody_else_installed_is_left_alone_unless_one_is_asked
     older = node(loaded="570.86.15", packages={"libnvidia-compute-570": "570.86.15-0ubuntu1"})
     assert yours(older, "auto", "auto") and not yours(older, "auto", "elsewhere")
     assert yours(node(loaded="580.95.05", run_file=True), "auto", "auto")
+    # No driver of the table is for it; that it could be asked for must not be looked at.
+    power = node(machine="ppc64le", loaded="570.86.15")
+    assert yours(power, "auto", "auto")
+    assert problems(power, "auto", "auto", 8) == [
+        f"ppc64le: NVIDIA has drivers for x86_64 and aarch64 only; {LEAVE}"
+    ]
     assert problems(fedora, "auto", "auto", 9) == problems(node("fedora 40"), "580", "auto", 9)[:1]
 
 
@@ -916,6 +922,8 @@ def test_what_is_in_the_way_on_any_host_is_said_at_once_and_nothing_is_changed(p
         "gpu2": (["os fedora 40", *LOOKED], {}),
         "gpu3": (["os debian 12", *LOOKED], {"driver": "560", "driver_source": "ubuntu"}),
         "gpu4": (["os debian 12", "component contrib", *LOOKED], {}),
+        "gpu5": (["os fedora 40", *LOOKED], {"gpus": 2, "driver": False}),
+        "gpu6": (["os fedora 40", *LOOKED], {"gpus": 0, "driver": False}),
     }
     done = provision(hosts)
     assert done.returncode == 1 and not done.stdout
@@ -925,9 +933,10 @@ def test_what_is_in_the_way_on_any_host_is_said_at_once_and_nothing_is_changed(p
         "@fake/gpu2: fedora 40 is not one of ubuntu 22.04",
         "@fake/gpu3: driver is 560: must be of branch 580 or 595",
         "@fake/gpu3: debian 12 has no driver from ubuntu",
+        "@fake/gpu5: 2 GPUs promised, 1 on the PCI bus",
     ):
         assert problem in said, said
-    assert "gpu4:" not in said
+    assert not any(name in said for name in ("gpu4:", "gpu6:"))
 
 
 @pytest.mark.parametrize(("deploy", "reboots"), [("serve_llama", ["gpu1", "gpu2"]), ("serve", [])])

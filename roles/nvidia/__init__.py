@@ -15,6 +15,7 @@ from pyinfra.operations import files
 from .facts import Look as Look
 from .operations import built, held, initramfs, packages, repository, running, said, staged
 from .operations import loaded as loaded
+from .problems import absent as absent
 from .problems import problems as problems
 from .problems import yours as yours
 from .table import PERSISTENCE

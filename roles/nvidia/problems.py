@@ -29,7 +29,7 @@ def yours(seen: Seen, driver: str, source: str) -> bool:
     if driver != AUTO or not seen.loaded:
         return False
     rows = rows_of(seen)
-    if not rows:
+    if not rows or seen.machine not in MACHINES:
         return True
     if source not in ("auto", *rows):
         return False
@@ -41,7 +41,7 @@ def problems(seen: Seen, driver: str, source: str, promised: int, reboots: bool 
 
     + reboots: the run may reboot the host, while what serves there is out
     """
-    found = list(_hardware(seen, promised))
+    found = [*absent(seen, promised), *_machine(seen)]
     if yours(seen, driver, source):
         return found
     driver, rows = usual(driver), rows_of(seen)
@@ -56,12 +56,17 @@ def problems(seen: Seen, driver: str, source: str, promised: int, reboots: bool 
     return found
 
 
-def _hardware(seen: Seen, promised: int) -> Iterator[str]:
-    if seen.gpus < promised:
-        yield (
-            f"{promised} GPUs promised, {seen.gpus} on the PCI bus: correct `gpus` in the inventory, or look"
-            " for the GPU: sudo dmesg | grep -i pci"
-        )
+def absent(seen: Seen, promised: int) -> list[str]:
+    """GPUs that the inventory promises and the host does not have, whosever its driver is."""
+    if seen.gpus >= promised:
+        return []
+    return [
+        f"{promised} GPUs promised, {seen.gpus} on the PCI bus: correct `gpus` in the inventory, or look"
+        " for the GPU: sudo dmesg | grep -i pci"
+    ]
+
+
+def _machine(seen: Seen) -> Iterator[str]:
     if seen.machine not in MACHINES:
         yield f"{seen.machine}: NVIDIA has drivers for {' and '.join(MACHINES)} only; {LEAVE}"
 
@@ -101,11 +106,11 @@ def _there(seen: Seen, driver: str, source: str) -> Iterator[str]:
 
 
 def _archive(seen: Seen, its: Wanted) -> Iterator[str]:
-    absent = [component for component in its.row.components if component not in seen.components]
-    if absent and its.missing(seen):
+    unknown = [component for component in its.row.components if component not in seen.components]
+    if unknown and its.missing(seen):
         yield (
-            f"apt does not know {' and '.join(absent)} of {seen.distribution}, from which something comes: "
-            + " && ".join(f"sudo add-apt-repository {component}" for component in absent)
+            f"apt does not know {' and '.join(unknown)} of {seen.distribution}, from which something comes: "
+            + " && ".join(f"sudo add-apt-repository {component}" for component in unknown)
         )
 
 

@@ -36,6 +36,18 @@ INTERRUPTED = """\
 test -z "$(dpkg --audit 2>/dev/null)" -a -z "$(ls /var/lib/dpkg/updates 2>/dev/null)" || echo interrupted
 """.strip()
 
+#: In a shell: `sources PATTERN` says which of apt's files have that in an entry that apt reads, as awk has
+#: patterns. What is commented out it does not read, nor what is not `Enabled`, nor *.save or *.distUpgrade.
+SOURCES = r"""
+sources() {
+  for f in /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources; do
+    awk -v RS= -v it="(^|\n)$1" '
+      $0 ~ it && !/(^|\n)[Ee]nabled:[ \t]*(no|false|off|0)/ { found = 1 }
+      END { exit !found }' "$f" 2>/dev/null && echo "$f"
+  done
+}
+""".strip()
+
 #: What facts about packages ask of a host, a row a line: os, machine, kernel, secure (1: Secure Boot is on),
 #: and `interrupted` where dpkg was cut off.
 LOOK = rf"""

@@ -427,6 +427,35 @@ def test_secure_boot_is_what_the_firmware_says(tmp_path, value, on):
     assert run(Look, root=tmp_path).secure_boot == on
 
 
+AT = "https://a/compute/cuda/repos/debian12/x86_64/"
+#: What apt does not read.
+UNREAD = {
+    "cuda.list": f"# deb {AT} /\n #deb {AT} /\ndeb https://b/ / # as {AT}\n",
+    "cuda.list.save": f"deb {AT} / multiverse\n",
+    "cuda.sources.distUpgrade": f"Types: deb\nURIs: {AT}\nSuites: /\nComponents: multiverse\n",
+    "comment.sources": f"Types: deb\n#URIs: {AT}\nURIs: https://b/\nSuites: /\n#Components: multiverse\n",
+    "off.sources": f"Enabled: no\nTypes: deb\nURIs: {AT}\nSuites: /\nComponents: multiverse\n\n"
+    "Types: deb\nURIs: https://b/\nSuites: bookworm\nComponents: main # multiverse\n",
+}
+
+
+def test_of_apts_files_what_apt_reads_counts(tmp_path):
+    folder = tmp_path / "etc/apt/sources.list.d"
+    folder.mkdir(parents=True)
+    for name, text in UNREAD.items():
+        (folder / name).write_text(text)
+    unread = run(Look, root=tmp_path)
+    assert (unread.sources, unread.components) == ((), ())
+    on = f"Types: deb\nURIs: https://b/\n {AT}\nSuites: /\nSigned-By: /k\n"
+    read = {"one.list": f"deb\t[signed-by=/k] {AT} /\n", "two.sources": f"{UNREAD['off.sources']}\n{on}"}
+    for name, text in read.items():
+        (folder / name).write_text(text)
+    (tmp_path / "etc/apt/sources.list").write_text("deb\t[arch=amd64] https://b/ bookworm main\tcontrib\n")
+    seen = run(Look, root=tmp_path)
+    assert seen.sources == tuple(str(folder / name) for name in read)
+    assert seen.components == ("contrib",)
+
+
 def test_what_else_is_looked_at(tmp_path):
     for path, content in {
         "sys/module/nvidia/version": "580.95.05\n", "usr/bin/nvidia-uninstall": "",
@@ -434,6 +463,7 @@ def test_what_else_is_looked_at(tmp_path):
         "etc/apt/sources.list.d/mine.list": "deb https://a/compute/cuda/repos/debian12/x86_64/ /\n",
         "etc/apt/sources.list.d/other.list": "deb https://a/d bookworm main contrib\n# deb / x multiverse\n",
         "etc/apt/sources.list.d/ubuntu.sources": "Types: deb\nComponents: main restricted universe\n",
+        **{f"etc/apt/sources.list.d/{name}": text for name, text in UNREAD.items()},
     }.items():  # fmt: skip
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(content)

@@ -78,6 +78,8 @@ def test_a_host_is_looked_at(tmp_path):
         (device / "class").write_text(f"{kind}\n")
     (tmp_path / "etc/apt/sources.list.d").mkdir(parents=True)
     (tmp_path / "etc/apt/sources.list.d/doca.list").write_text(ITS.sources)
+    for unread, text in (("doca.list.save", ITS.sources), ("off.list", f"# {ITS.sources}")):
+        (tmp_path / "etc/apt/sources.list.d" / unread).write_text(text)
     (tmp_path / "etc/os-release").write_text('ID=ubuntu\nVERSION_ID="24.04"\n')
     units = "rackserve-replica-0-vllm.service x\\nrackserve-replica-0-ray.service x\\n"
     systemctl = ("systemctl", f"printf '{units}'")

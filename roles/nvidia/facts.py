@@ -35,10 +35,10 @@ done 2>/dev/null
 echo loaded "$(cat /sys/module/nvidia/version 2>/dev/null)"
 echo module "$(modinfo --field version nvidia 2>/dev/null)"
 test -e /usr/bin/nvidia-uninstall && echo run_file
-lists="/etc/apt/sources.list /etc/apt/sources.list.d"
-grep -rls compute/cuda/repos/ $lists | sed 's/^/source /'
+{debian.SOURCES}
+sources '[^#\n]*compute/cuda/repos/' | sed 's/^/source /'
 for c in contrib restricted multiverse; do
-  grep -rqsE "^(deb|Components:) .*$c( |\$)" $lists && echo component $c
+  sources "(deb|Components:)[ \t][^#\n]*$c([ \t\n]|\$)" | grep -q . && echo component $c
 done
 dpkg-query -W -f 'package ${{db:Status-Abbrev}} ${{Package}} ${{Version}}\n' \
   {shlex.join(PACKAGES)} 2>/dev/null

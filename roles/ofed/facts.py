@@ -18,7 +18,8 @@ for d in /sys/bus/pci/devices/*; do
   read -r vendor <"$d/vendor" && read -r class <"$d/class" || continue
   case $vendor,$class in 0x15b3,0x02*) echo card ;; esac
 done 2>/dev/null
-grep -rls public/repo/doca/ /etc/apt/sources.list /etc/apt/sources.list.d | sed 's/^/source /'
+{debian.SOURCES}
+sources '[^#\n]*public/repo/doca/' | sed 's/^/source /'
 dpkg-query -W -f 'package ${{db:Status-Abbrev}} ${{Version}}\n' {PACKAGE} 2>/dev/null
 command -v ofed_info >/dev/null && echo other "$(ofed_info -n 2>/dev/null)"
 systemctl list-units --plain --no-legend --state=active,activating,reloading '{PREFIX}replica-*' 2>/dev/null |

@@ -269,6 +269,63 @@ def test_what_is_in_the_way_is_said_with_its_fix(seen, driver, source, said):
     assert problems(seen, driver, source, 8) == [said]
 
 
+SIGNED = "linux-modules-nvidia-580-server-open"
+UPGRADE = "upgrade the kernel and reboot first: sudo apt-get update; sudo apt-get dist-upgrade; sudo reboot"
+
+
+def known(*kinds, stem="linux-headers"):
+    return frozenset(f"{stem}-{kind}" for kind in kinds)
+
+
+def of_flavour(flavour, known):
+    """A host under Secure Boot with a kernel of that flavour."""
+    return replace(node(secure_boot=True, known=known), packages={f"linux-image-{flavour}": Package("1")})
+
+
+@pytest.mark.parametrize(
+    ("seen", "said"),
+    [
+        (node("debian 12", known=known("6.1.0-31-amd64", "amd64")), []),
+        (node("debian 12", known=known()), []),  # its lists are not fetched
+        # A kernel that is not the archive's: its headers may be somebody else's.
+        (replace(node("debian 12", known=known("6.1.0-53-amd64", "amd64")), kernel="6.18.44-own"), []),
+        (
+            node("debian 12", known=known("6.1.0-53-amd64", "6.12.1+deb12-amd64", "amd64")),
+            [f"no linux-headers-6.1.0-31-amd64 to be had: {UPGRADE}"],
+        ),
+        (node("debian 12", known=known("6.1.0-53-cloud-amd64", "amd64", "cloud-amd64")), []),
+        (
+            node("debian 12", known=known("6.1.0-53-amd64", "amd64"),
+                 packages={"linux-headers-6.1.0-31-amd64": "6.1.123-1"}),
+            [],
+        ),
+        (node(secure_boot=True, known=known("6.8.0-31-generic", "generic", stem=SIGNED)), []),
+        (
+            node(secure_boot=True, known=known("6.8.0-90-generic", "generic", stem=SIGNED)),
+            [f"no {SIGNED}-6.8.0-31-generic to be had: {UPGRADE}"],
+        ),
+        (
+            of_flavour("virtual", known("6.8.0-31-generic", "aws", "generic", stem=SIGNED)),
+            [
+                f"no {SIGNED}-virtual to be had, but for aws, generic: take a kernel of another flavour"
+                " first: sudo apt-get update; sudo apt-get install linux-generic; sudo apt-get purge"
+                " linux-virtual linux-image-virtual; sudo reboot"
+            ],
+        ),
+        (
+            of_flavour("virtual-hwe-24.04", known("aws", "generic-hwe-24.04", stem=SIGNED)),
+            [
+                f"no {SIGNED}-virtual-hwe-24.04 to be had, but for aws, generic-hwe-24.04: take a kernel of"
+                " another flavour first: sudo apt-get update; sudo apt-get install linux-generic-hwe-24.04;"
+                " sudo apt-get purge linux-virtual-hwe-24.04 linux-image-virtual-hwe-24.04; sudo reboot"
+            ],
+        ),
+    ],
+)  # fmt: skip
+def test_a_kernel_for_which_there_is_nothing_to_be_had_is_refused_before_anything_changes(seen, said):
+    assert problems(seen, "580", "auto", 8) == said
+
+
 def test_all_problems_of_a_host_are_said_at_once():
     seen = replace(node("debian 12", run_file=True), gpus=0)
     assert len(problems(seen, "581", "ubuntu", 8)) == 4
@@ -375,7 +432,11 @@ def test_what_is_held_is_the_driver_and_with_signed_modules_the_kernel():
 def run(fact, *words, root=None, environment=None):
     """A fact asked on this machine; with a root, of what stands there instead."""
     command = fact().command(*words)
-    for path in ("/sys/", "/etc/", "/usr/bin/", "/boot/", "/var/lib/dpkg/updates") if root else ():
+    for path in (
+        ("/sys/", "/etc/", "/usr/bin/", "/boot/", "/var/lib/dpkg/updates", "/var/lib/apt/lists")
+        if root
+        else ()
+    ):
         command = command.replace(path, f"{root}{path}")
     done = subprocess.run(
         ["sh", "-c", command], capture_output=True, text=True, env={**os.environ, **(environment or {})}
@@ -391,6 +452,29 @@ def device(root, address, vendor, kind, vpd=b""):
     (folder / "class").write_text(f"{kind}\n")
     if vpd:
         (folder / "vpd").write_bytes(vpd)
+
+
+@pytest.mark.parametrize(("kernel", "lists", "found"), [
+    ("6.8.0-31-generic", True,
+     {"linux-headers-6.8.0-90-generic", "linux-headers-generic", f"{SIGNED}-virtual"}),
+    ("6.8.0-31-lowlatency", True, {"linux-headers-generic", f"{SIGNED}-virtual"}),
+    ("6.8.0-31-generic", False, set()),
+])  # fmt: skip
+def test_what_apt_has_for_kernels_is_asked_where_no_module_is_there(tmp_path, kernel, lists, found):
+    for name, says in {
+        "uname": f"echo {kernel}", "modinfo": 'test -e "$(dirname "$0")/module"',
+        "apt-cache": "printf '%s\\n' linux-headers-6.8.0-90-generic linux-headers-6.8.0-90-aws"
+        f" linux-headers-6.8.0-90 linux-headers-generic {SIGNED}-virtual | grep \"^$2\"",
+    }.items():  # fmt: skip
+        (tmp_path / name).write_text(f"#!/bin/sh\n{says}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "var/lib/apt/lists").mkdir(parents=True)
+    if lists:
+        (tmp_path / "var/lib/apt/lists/archive_main_binary-amd64_Packages.lz4").touch()
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    assert run(Look, root=tmp_path, environment=path).known == found
+    (tmp_path / "module").touch()
+    assert run(Look, root=tmp_path, environment=path).known == set()
 
 
 def test_this_machine_can_be_looked_at():
@@ -648,6 +732,20 @@ def test_a_version_that_is_not_to_be_had_is_said_and_nothing_is_installed(system
     assert any(
         "libnvidia-compute-580 580.1.1-* is not to be had from nvidia" in line for line in host.host.said
     )
+    assert list(system.installed) == ["linux-image-generic"]
+
+
+def test_a_bare_host_whose_kernel_is_gone_from_the_archive_fails_in_words(system, on_host):
+    """Before its lists were fetched nobody could know."""
+    gone = replace(node(), kernel="6.8.0-30-generic")
+    host = Node(system, on_host, gone)
+    with pytest.raises(RuntimeError):  # `false`, which fails the host
+        host.provide()
+    assert host.host.said[-1] == f"no linux-headers-6.8.0-30-generic to be had: {UPGRADE}"
+    host.seen = replace(gone, secure_boot=True)
+    with pytest.raises(RuntimeError):
+        host.provide()
+    assert host.host.said[-1] == f"no {SIGNED}-6.8.0-30-generic to be had: {UPGRADE}"
     assert list(system.installed) == ["linux-image-generic"]
 
 

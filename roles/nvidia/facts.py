@@ -13,13 +13,25 @@ from roles import debian
 from roles.service import PREFIX
 
 from .apt import KEY, left_to_fetch, unpacked
-from .table import DRIVER, SIGNED
+from .table import BRANCHES, DRIVER, SIGNED
 from .want import Package, Seen
 
 PACKAGES = (*DRIVER, *SIGNED, "linux-*", "datacenter-gpu-manager-*", "nvlsm", "infiniband-diags",
             "cuda-*", "libcublas-dev-*", "libcurand-dev-*")  # fmt: skip
 
+#: What packages for kernels begin with, of those that a driver needs.
+FOR_KERNELS = f"^linux-(headers|modules-nvidia-({'|'.join(BRANCHES)})-server-open)-"
+
 BUILD = 2**20  # KiB that DKMS may take to build a module, and the initramfs
+
+# What apt has for kernels of the running one's flavour, and for flavours. It takes time: not where there is a
+# module already. Where no lists were fetched yet apt would name what is installed.
+_KNOWN = rf"""
+! modinfo nvidia >/dev/null 2>&1 && ls /var/lib/apt/lists/*_Packages* >/dev/null 2>&1 &&
+apt-cache pkgnames linux- 2>/dev/null | grep -E '{FOR_KERNELS}' | awk -v "k=$(uname -r)" '
+  BEGIN {{ sub(/^[0-9][0-9.]*([+][a-z0-9]+)?(-[0-9]+)?-/, "-", k) }}
+  substr($0, length($0) - length(k) + 1) == k || !/-[0-9]+[.][0-9]+[.][0-9]/ {{ print "known", $0 }}'
+""".strip()
 
 # One row a line, `key value ...`. B200's switches are no devices of NVIDIA's; what manages them says so in
 # its vital product data (NVIDIA/gpu-driver-container: _assert_nvlink5_system).
@@ -42,6 +54,7 @@ for c in contrib restricted multiverse; do
 done
 dpkg-query -W -f 'package ${{db:Status-Abbrev}} ${{Package}} ${{Version}}\n' \
   {shlex.join(PACKAGES)} 2>/dev/null
+{_KNOWN}
 systemctl list-units --plain --no-legend --state=active,activating,reloading '{PREFIX}replica-*' 2>/dev/null |
   sed 's/^/unit /'
 echo asked"""
@@ -78,6 +91,7 @@ class Look(FactBase["Seen | None"]):
             run_file="run_file" in said,
             sources=tuple(row[1] for row in rows if row[:1] == ["source"]),
             components=tuple(row[1] for row in rows if row[:1] == ["component"]),
+            known=frozenset(row[1] for row in rows if row[:1] == ["known"]),
             serving=tuple(
                 dict.fromkeys(_replica(row[1]) for row in rows if row[:1] == ["unit"] and len(row) > 1)
             ),

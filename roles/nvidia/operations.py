@@ -16,6 +16,7 @@ from roles.units.facts import Unit
 
 from . import apt
 from .facts import Fingerprints, Initramfs, Look, Offered, Room, Staged
+from .problems import no_modules
 from .table import FINGERPRINT
 from .want import Seen, Wanted
 
@@ -49,7 +50,7 @@ def staged(its: Wanted) -> Iterator[StringCommand]:
             yield StringCommand(debian.repaired())
         yield StringCommand(debian.refreshed())
         versions = _versions(its, seen, missing) if state.is_executing else {}
-        if problem := _not_offered(its, seen, versions):
+        if problem := _not_offered(its, seen, versions) or _no_modules(its, seen, missing):
             yield remote.failure(host, problem)
             return
         yield StringCommand(apt.fetched(missing, versions))
@@ -75,7 +76,7 @@ def packages(its: Wanted, staged: bool = False) -> Iterator[StringCommand]:
         yield StringCommand(debian.refreshed())
     # A plan does not know them: it has not fetched the lists.
     versions = _versions(its, seen, missing) if state.is_executing else {}
-    if problem := _not_offered(its, seen, versions):
+    if problem := _not_offered(its, seen, versions) or _no_modules(its, seen, missing):
         yield remote.failure(host, problem)
         return
     yield StringCommand(apt.installed(missing, versions))
@@ -89,6 +90,13 @@ def _not_offered(its: Wanted, seen: Seen, versions: Mapping[str, str]) -> str:
     name = next((name for name, version in versions.items() if not version), "")
     version = its.version(seen) or its.pattern
     return f"{name} {version} is not to be had from {its.source}: apt-cache policy {name}" if name else ""
+
+
+def _no_modules(its: Wanted, seen: Seen, missing: Sequence[str]) -> str:
+    """Of a bare host, whose lists were not fetched, nobody could know it before."""
+    names = [name for name in missing if name in its.modules] if state.is_executing else []
+    offered = host.get_fact(Offered, names=tuple(names)) if names else {}
+    return no_modules(seen, its, [name for name in names if name not in offered])
 
 
 def _no_room(missing: Sequence[str], versions: Mapping[str, str]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 
 from .table import BRANCHES, MACHINES, ROWS, USUAL, Row
 from .want import (
@@ -11,6 +12,7 @@ from .want import (
     Wanted,
     branch_of,
     chosen_of,
+    flavour_of,
     named,
     origins_of,
     rows_of,
@@ -52,7 +54,7 @@ def problems(seen: Seen, driver: str, source: str, promised: int, reboots: bool 
     found += [*_asked(seen, rows, driver, source), *_there(seen, driver, source)]
     if not found:
         its = wanted(seen, driver, source)
-        found += [*_archive(seen, its), *([] if reboots else _served(seen, its))]
+        found += [*(_archive(seen, its) or _kernels(seen, its)), *([] if reboots else _served(seen, its))]
     return found
 
 
@@ -105,13 +107,53 @@ def _there(seen: Seen, driver: str, source: str) -> Iterator[str]:
         )
 
 
-def _archive(seen: Seen, its: Wanted) -> Iterator[str]:
+def _archive(seen: Seen, its: Wanted) -> list[str]:
     unknown = [component for component in its.row.components if component not in seen.components]
-    if unknown and its.missing(seen):
-        yield (
-            f"apt does not know {' and '.join(unknown)} of {seen.distribution}, from which something comes: "
-            + " && ".join(f"sudo add-apt-repository {component}" for component in unknown)
-        )
+    if not unknown or not its.missing(seen):
+        return []
+    return [
+        f"apt does not know {' and '.join(unknown)} of {seen.distribution}, from which something comes: "
+        + " && ".join(f"sudo add-apt-repository {component}" for component in unknown)
+    ]
+
+
+def _kernels(seen: Seen, its: Wanted) -> list[str]:
+    """What its kernels need, and the archive has for others of their kind only.
+
+    Where it has it for none, as of a kernel of one's own, another repository may: that shows later.
+    """
+    absent = [name for name in its.modules if not its.there(name, seen) and name not in seen.known]
+    versions, flavours = _known(seen, its)
+    beside = {name: versions if name.endswith(f"-{seen.kernel}") else flavours for name in absent}
+    return [no_modules(seen, its, absent)] if any(beside.values()) else []
+
+
+def no_modules(seen: Seen, its: Wanted, absent: Sequence[str]) -> str:
+    """What to do on a host for whose kernels these packages are not to be had; "" where there are none."""
+    _, flavours = _known(seen, its)
+    for flavour in seen.flavours:
+        if name := next(
+            (name for name in absent if name.endswith(f"-{flavour}") and seen.kernel not in name), ""
+        ):
+            said = f"no {name} to be had" + (f", but for {', '.join(flavours)}" if flavours else "")
+            usual = re.sub("^[a-z]+", "generic", flavour)
+            other = usual if usual in flavours or not flavours else flavours[0]
+            return (
+                f"{said}: take a kernel of another flavour first: sudo apt-get update; sudo apt-get install"
+                f" linux-{other}; sudo apt-get purge linux-{flavour} linux-image-{flavour}; sudo reboot"
+            )
+    if not absent:
+        return ""
+    how = "sudo apt-get update; sudo apt-get dist-upgrade; sudo reboot"
+    return f"no {absent[0]} to be had: upgrade the kernel and reboot first: {how}"
+
+
+def _known(seen: Seen, its: Wanted) -> tuple[list[str], list[str]]:
+    """Kernels of the running one's flavour, and flavours, for which apt has what this host's own need."""
+    stem = its.modules[0].removesuffix(seen.kernel)
+    kinds = sorted(name.removeprefix(stem) for name in seen.known if name.startswith(stem))
+    kernels = [kind for kind in kinds if kind[0].isdigit() and flavour_of(kind) == flavour_of(seen.kernel)]
+    return kernels, [kind for kind in kinds if not kind[0].isdigit()]
 
 
 def _served(seen: Seen, its: Wanted) -> Iterator[str]:

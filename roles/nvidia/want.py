@@ -59,6 +59,7 @@ class Seen:
     run_file: bool = False  # the driver was installed by NVIDIA's .run file
     sources: tuple[str, ...] = ()  # apt's files that name NVIDIA's repository
     components: tuple[str, ...] = ()  # of the archive that apt knows, besides main and universe
+    known: frozenset[str] = frozenset()  # packages for kernels that apt has; none: it is not known
     serving: tuple[str, ...] = ()  # replicas that are up
     interrupted: bool = False  # dpkg was cut off
 
@@ -69,6 +70,11 @@ class Seen:
             name.removeprefix("linux-image-") for name in sorted(self.packages) if "linux-image-" in name
         )
         return [name for name in names if not re.match(r"\d|unsigned-", name)]
+
+
+def flavour_of(kernel: str) -> str:
+    """generic of 6.8.0-31-generic, cloud-amd64 of 6.12.117+deb12-cloud-amd64."""
+    return re.sub(r"^\d[\d.]*(\+\w+)?(-\d+)?-", "", kernel)
 
 
 @dataclass(frozen=True)

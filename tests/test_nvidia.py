@@ -633,11 +633,11 @@ class Node:
     def offered(self, names):
         return Offered().process(self.system.run(Offered().command(names)).splitlines())
 
-    def staged(self, names, versions):
-        return Staged().process(self.system.run(Staged().command(names, versions)).splitlines())
+    def staged(self, names, versions, pins=""):
+        return Staged().process(self.system.run(Staged().command(names, versions, pins)).splitlines())
 
-    def room(self, names, versions):
-        return Room().process(self.system.run(Room().command(names, versions)).splitlines())
+    def room(self, names, versions, pins=""):
+        return Room().process(self.system.run(Room().command(names, versions, pins)).splitlines())
 
     def pin(self, its):
         (self.system.folder / "etc/preferences.d/rackserve-nvidia").write_text(apt.preferences(its))
@@ -735,6 +735,48 @@ def test_a_version_that_is_not_to_be_had_is_said_and_nothing_is_installed(system
     assert list(system.installed) == ["linux-image-generic"]
 
 
+def behind(tmp_path, ready=True):
+    """An apt whose Fabric Manager is one release behind, with a driver whose parts name each other's version.
+
+    + ready: there is a driver's release that the Fabric Manager is of
+    """
+    repository, its = Repository(tmp_path / "nvidia"), NVIDIA_SOURCE
+    part = "nvidia-kernel-source-580-open"
+    for version in RELEASES[0 if ready else 1 :]:
+        needs = {"Depends": f"{part} (= {version}-0ubuntu1)"}
+        repository.add([Empty(part, f"{version}-0ubuntu1"),
+                        *(Empty(name, f"{version}-0ubuntu1", needs) for name in its.driver)])  # fmt: skip
+    repository.add([Empty(its.fabric[0], f"{RELEASES[0]}-1")])
+    repository.add([Empty(name, "1") for name in (*its.others, "linux-image-generic")])
+    system = Apt(tmp_path / "apt")
+    system.knows("nvidia", repository, "copy")
+    system.run("apt-get -y install linux-image-generic")
+    return system
+
+
+def test_a_driver_is_of_the_newest_release_that_all_of_it_is_to_be_had_in(tmp_path, on_host):
+    system = behind(tmp_path)
+    host = Node(system, on_host, node(**HGX))
+    host.provide()
+    names = (*NVIDIA_SOURCE.exact, "nvidia-kernel-source-580-open")
+    assert {version.split("-")[0] for version in versions(system, names)} == {"hi 580.95.05"}
+    assert host.provide() == []
+    system.run("apt-get -y --allow-change-held-packages purge 'nvidia-*' 'libnvidia-*'")
+    host.seen = node(serving=("replica-0",), loaded="570.86.15", **HGX)
+    host.do(operations.staged, NVIDIA_SOURCE)
+    assert host.do(operations.staged, NVIDIA_SOURCE) == []
+    host.seen = node(**HGX)
+    host.do(operations.packages, NVIDIA_SOURCE, staged=True)
+    assert {version.split("-")[0] for version in versions(system, names)} == {"ii 580.95.05"}
+
+
+def test_what_is_behind_the_only_release_is_named(tmp_path, on_host):
+    host = Node(behind(tmp_path, ready=False), on_host, node(**HGX))
+    with pytest.raises(RuntimeError):  # `false`, which fails the host
+        host.provide()
+    assert "nvidia-fabricmanager 580.* is not to be had from nvidia" in host.host.said[-1]
+
+
 def test_a_bare_host_whose_kernel_is_gone_from_the_archive_fails_in_words(system, on_host):
     """Before its lists were fetched nobody could know."""
     gone = replace(node(), kernel="6.8.0-30-generic")
@@ -797,7 +839,7 @@ def test_what_is_at_hand_no_more_is_fetched_again(waiting):
 def test_what_would_be_in_the_way_of_a_driver_is_said_while_a_replica_is_up(waiting):
     host, its, repository = waiting
     before = host.system.installed
-    host.room = lambda names, versions: Space(needed=3 * 2**20, free=2**20)
+    host.room = lambda **_: Space(needed=3 * 2**20, free=2**20)
     for _ in range(2):  # also when it is at hand
         with pytest.raises(RuntimeError):  # `false`, which fails the host
             host.do(operations.staged, its)

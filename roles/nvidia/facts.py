@@ -134,9 +134,9 @@ class Offered(FactBase["dict[str, list[str]]"]):
 class Staged(FactBase[bool]):
     """Packages could be installed from what is on this host."""
 
-    def command(self, names: Sequence[str], versions: Mapping[str, str]) -> str:
-        left = left_to_fetch(names, versions)
-        return f'left=$({left} 2>/dev/null) && test -z "$left" && echo staged || true'
+    def command(self, names: Sequence[str], versions: Mapping[str, str], pins: str = "") -> str:
+        left = left_to_fetch(names, versions, pins)
+        return f'left=$( {left} 2>/dev/null) && test -z "$left" && echo staged || true'
 
     def process(self, output: list[str]) -> bool:
         return "staged" in output
@@ -157,8 +157,8 @@ class Space:
 class Room(FactBase[Space]):
     """What packages need when they are installed, and the module that is built of them; and what is free."""
 
-    def command(self, names: Sequence[str], versions: Mapping[str, str]) -> str:
-        return f"{unpacked(names, versions)}; df --output=avail --block-size=1K /usr /var | tail -n 2"
+    def command(self, names: Sequence[str], versions: Mapping[str, str], pins: str = "") -> str:
+        return f"{unpacked(names, versions, pins)}; df --output=avail --block-size=1K /usr /var | tail -n 2"
 
     def process(self, output: list[str]) -> Space:
         packages, *free = map(int, output)

@@ -43,7 +43,7 @@ def staged(its: Wanted) -> Iterator[StringCommand]:
         " installs it then"
     )
     versions = _versions(its, seen, missing)
-    if _is_here(missing, versions):
+    if _is_here(its, missing, versions):
         host.noop(f"{its.pattern} is at hand")
     else:
         if seen.interrupted:
@@ -53,8 +53,8 @@ def staged(its: Wanted) -> Iterator[StringCommand]:
         if problem := _not_offered(its, seen, versions) or _no_modules(its, seen, missing):
             yield remote.failure(host, problem)
             return
-        yield StringCommand(apt.fetched(missing, versions))
-    if state.is_executing and (problem := _no_room(missing, versions)):
+        yield StringCommand(apt.fetched(missing, versions, _pins(its, versions)))
+    if state.is_executing and (problem := _no_room(its, missing, versions)):
         yield remote.failure(host, problem)
 
 
@@ -72,18 +72,26 @@ def packages(its: Wanted, staged: bool = False) -> Iterator[StringCommand]:
     if not (missing := its.missing(seen)):
         host.noop(f"driver {its.version(seen)} is installed")
         return
-    if not (staged and _is_here(missing, _versions(its, seen, missing))):
+    if not (staged and _is_here(its, missing, _versions(its, seen, missing))):
         yield StringCommand(debian.refreshed())
     # A plan does not know them: it has not fetched the lists.
     versions = _versions(its, seen, missing) if state.is_executing else {}
     if problem := _not_offered(its, seen, versions) or _no_modules(its, seen, missing):
         yield remote.failure(host, problem)
         return
-    yield StringCommand(apt.installed(missing, versions))
+    yield StringCommand(apt.installed(missing, versions, _pins(its, versions)))
 
 
-def _is_here(missing: Sequence[str], versions: Mapping[str, str]) -> bool:
-    return all(versions.values()) and host.get_fact(Staged, names=tuple(missing), versions=dict(versions))
+def _is_here(its: Wanted, missing: Sequence[str], versions: Mapping[str, str]) -> bool:
+    if not all(versions.values()):
+        return False
+    return host.get_fact(Staged, names=tuple(missing), versions=dict(versions), pins=_pins(its, versions))
+
+
+def _pins(its: Wanted, versions: Mapping[str, str]) -> str:
+    """Parts of a driver name each other's version, and apt would take the newest of those that we do not."""
+    release = next((_release(version) for version in versions.values()), "")
+    return apt.preferences(its, release) if release else ""
 
 
 def _not_offered(its: Wanted, seen: Seen, versions: Mapping[str, str]) -> str:
@@ -99,8 +107,9 @@ def _no_modules(its: Wanted, seen: Seen, missing: Sequence[str]) -> str:
     return no_modules(seen, its, [name for name in names if name not in offered])
 
 
-def _no_room(missing: Sequence[str], versions: Mapping[str, str]) -> str:
-    room = host.get_fact(Room, names=tuple(missing), versions=dict(versions))
+def _no_room(its: Wanted, missing: Sequence[str], versions: Mapping[str, str]) -> str:
+    pins = _pins(its, versions)
+    room = host.get_fact(Room, names=tuple(missing), versions=dict(versions), pins=pins)
     if room.free >= room.needed:
         return ""
     return (
@@ -112,11 +121,21 @@ def _no_room(missing: Sequence[str], versions: Mapping[str, str]) -> str:
 def _versions(its: Wanted, seen: Seen, names: Sequence[str]) -> dict[str, str]:
     """Of what must be of one version; "" for what is not to be had in it."""
     exact = [name for name in names if name in its.exact]
-    offered = host.get_fact(Offered, names=(*exact, its.driver[0])) if exact else {}
-    newest = [version for version in offered.get(its.driver[0], ()) if fnmatch(version, its.pattern)]
-    upstream = its.version(seen) or next(iter(newest), "-").rpartition("-")[0]
-    of_it = {name: [v for v in offered.get(name, ()) if v.rpartition("-")[0] == upstream] for name in exact}
-    return {name: next(iter(versions), "") for name, versions in of_it.items()}
+    library = its.driver[0]
+    offered = host.get_fact(Offered, names=(*exact, library)) if exact else {}
+    releases = {  # {package: {release: its newest version of it}}
+        name: {_release(version): version for version in reversed(offered.get(name, ()))} for name in exact
+    }
+    newest = [_release(v) for v in offered.get(library, ()) if fnmatch(v, its.pattern)]
+    # Fabric Manager may come later to the repository than the driver: then that waits for it.
+    whole = [release for release in newest if all(release in its_own for its_own in releases.values())]
+    release = its.version(seen) or next(iter((*whole, *newest)), "")
+    return {name: versions.get(release, "") for name, versions in releases.items()}
+
+
+def _release(version: str) -> str:
+    """580.95.05 of 580.95.05-0ubuntu1."""
+    return version.rpartition("-")[0]
 
 
 @operation()

@@ -1,6 +1,7 @@
 """DOCA-OFED: what a host gets, what is refused, and what a real apt makes of it."""
 
 import json
+import os
 import subprocess
 from dataclasses import replace
 
@@ -63,7 +64,7 @@ def read(root, *tools):
         (root / tool).write_text(f"#!/bin/sh\n{says}\n")
         (root / tool).chmod(0o755)
     command = Look().command()
-    for place in ("/etc/", "/sys/", "/var/"):
+    for place in ("/etc/", "/sys/", "/var/", "/boot/"):
         command = command.replace(place, f"{root}{place}")
     done = subprocess.run(["sh", "-c", f'PATH="{root}:$PATH"; {command}'], capture_output=True, text=True)
     return Look().process(done.stdout.splitlines())
@@ -96,6 +97,19 @@ def test_a_host_is_looked_at(tmp_path):
     assert Look().process(cut_off).other == ""
 
 
+def test_an_initramfs_is_stale_when_it_is_older_than_the_module_that_it_should_have(tmp_path):
+    module, image = tmp_path / "mlx5_core.ko", tmp_path / f"boot/initrd.img-{os.uname().release}"
+    image.parent.mkdir()
+    module.touch()
+    modinfo = ("modinfo", f'test "$*" = "--field filename mlx5_core" && echo {module}')
+    assert read(tmp_path, modinfo).stale is False, "there is none"
+    image.touch()
+    for moment, stale in ((1, False), (2**40, True)):
+        os.utime(module, (moment, moment))
+        assert read(tmp_path, modinfo).stale is stale
+    assert read(tmp_path, ("modinfo", "exit 1")).stale is False
+
+
 def test_what_is_run_and_that_the_second_time_nothing_is(on_host):
     host = on_host({Look: replace(HOST, interrupted=True), Fingerprints: []})
     fetch = host.commands(ofed.key)
@@ -104,6 +118,8 @@ def test_what_is_run_and_that_the_second_time_nothing_is(on_host):
         debian.repaired(), debian.refreshed(), INSTALL, choice.INITRAMFS,
     ]  # fmt: skip
     assert host.said == ["its modules are loaded by a reboot: rackserve rollout --reboot due"]
+    cut_off = on_host({Look: replace(HOST, version="3.2.1-1", stale=True)})
+    assert cut_off.commands(ofed.packages, its=ITS) == [choice.INITRAMFS]
     there = on_host({Look: replace(HOST, version="3.2.1-1"), Fingerprints: [f"{'0' * 24}{KEY_ID}"]})
     assert there.commands(ofed.key) == there.commands(ofed.packages, its=ITS) == []
 

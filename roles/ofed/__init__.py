@@ -42,14 +42,16 @@ def key() -> Iterator[StringCommand]:
 
 @operation()
 def packages(its: Wanted) -> Iterator[StringCommand]:
-    """The release is installed; what was loaded before stays loaded."""
+    """The release is installed, and the initramfs has it; what was loaded before stays loaded."""
     seen = host.get_fact(Look) or Seen()
     if seen.interrupted:
         yield StringCommand(debian.repaired())
-    if its.is_there(seen):
+    there = its.is_there(seen)
+    if there and not seen.stale:
         host.noop(f"doca-ofed {seen.version} is installed")
         return
-    yield StringCommand(debian.refreshed())
-    yield StringCommand(installed(its, seen))
+    if not there:
+        yield StringCommand(debian.refreshed())
+        yield StringCommand(installed(its, seen))
     yield StringCommand(INITRAMFS)
     host.log("its modules are loaded by a reboot: rackserve rollout --reboot due")

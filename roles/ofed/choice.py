@@ -42,6 +42,7 @@ class Seen:
     other: str = ""  # an OFED that came by its own installer
     serving: tuple[str, ...] = ()  # replicas that are up
     interrupted: bool = False  # dpkg was cut off
+    stale: bool = False  # the initramfs is older than the cards' module
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,8 @@ def installed(its: Wanted, seen: Seen) -> str:
     return f"{debian.APT} install linux-headers-{seen.kernel} '{PACKAGE}={its.release}-*'"
 
 
-#: What is loaded before there is a root is of the same release.
-INITRAMFS = "if command -v update-initramfs >/dev/null; then update-initramfs -u; fi"
+#: What is loaded before there is a root is of the same release; for all kernels, also one not booted yet.
+INITRAMFS = "if command -v update-initramfs >/dev/null; then update-initramfs -u -k all; fi"
 
 
 def _number(version: str) -> tuple[int, ...]:

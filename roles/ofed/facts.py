@@ -21,6 +21,8 @@ done 2>/dev/null
 {debian.SOURCES}
 sources '[^#\n]*public/repo/doca/' | sed 's/^/source /'
 dpkg-query -W -f 'package ${{db:Status-Abbrev}} ${{Version}}\n' {PACKAGE} 2>/dev/null
+image="/boot/initrd.img-$(uname -r)"
+test -e "$image" && test "$(modinfo --field filename mlx5_core 2>/dev/null)" -nt "$image" && echo stale
 command -v ofed_info >/dev/null && echo other "$(ofed_info -n 2>/dev/null)"
 systemctl list-units --plain --no-legend --state=active,activating,reloading '{PREFIX}replica-*' 2>/dev/null |
   sed -n 's/^{PREFIX}\(replica-[0-9]*\)-.*/serving \1/p' | sort -u
@@ -53,6 +55,7 @@ class Look(FactBase["Seen | None"]):
             other="" if ours or "other" not in words else f"OFED {words['other']}".strip(),
             serving=tuple(row[1] for row in rows if row[:1] == ["serving"]),
             interrupted=["interrupted"] in rows,
+            stale=["stale"] in rows,
         )
 
     @staticmethod

@@ -980,7 +980,7 @@ def test_an_initramfs_is_made_anew_when_it_does_not_know_the_blacklist(on_host, 
     written = type("Meta", (), {"will_change": changes})()
     host = on_host({Initramfs: now})
     commands = host.commands(operations.initramfs, path=NOUVEAU, changed=[written])
-    assert commands == (["update-initramfs -u"] if ran else [])
+    assert commands == (["update-initramfs -u -k all"] if ran else [])
 
 
 ON, OFF = UnitState(active=True, enabled=True), UnitState()

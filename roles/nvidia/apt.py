@@ -96,5 +96,8 @@ def why_not_built(its: Wanted) -> str:
 
 
 def initramfs() -> str:
-    """What is loaded before the root file system knows what /etc/modprobe.d says."""
-    return "update-initramfs -u"
+    """What is loaded before the root file system knows what /etc/modprobe.d says.
+
+    For all kernels: else it is the newest's, and we look at that of the one that runs.
+    """
+    return "update-initramfs -u -k all"

@@ -18,10 +18,17 @@ _coming: set[str] = set()
 
 def wanted() -> base.Booted | None:
     """How this host boots, where its IOMMU is to pass through. Refused names every host with a problem."""
+    refuse(problems())
+    with _once:
+        return _wanted()[0].get(host.name)
+
+
+def problems() -> list[str]:
+    """All that is in the way, on any host."""
     if here().iommu:
         host.get_fact(base.Boot, _ignore_errors=True)  # each its own, side by side, before one asks all
     with _once:
-        return _wanted().get(host.name)
+        return _wanted()[1]
 
 
 def coming() -> set[str]:
@@ -31,9 +38,15 @@ def coming() -> set[str]:
 
 
 @cache
-def _wanted() -> dict[str, base.Booted]:
+def _wanted() -> tuple[dict[str, base.Booted], list[str]]:
     looks = seen(base.Boot, lambda own: own.iommu)
-    if wrong := [f"{name}: {said}" for name, its in looks.items() if (said := base.cannot_boot(its))]:
-        raise Refused("; ".join(wrong))
-    _coming.update(name for name, its in looks.items() if its.parameter not in its.now)
-    return looks
+    wrong = [f"{name}: {said}" for name, its in looks.items() if (said := base.cannot_boot(its))]
+    if not wrong:
+        _coming.update(name for name, its in looks.items() if its.parameter not in its.now)
+    return looks, wrong
+
+
+def refuse(problems: list[str]) -> None:
+    """End the run where there are any, before anything is changed."""
+    if problems:
+        raise Refused("; ".join(problems))

@@ -9,7 +9,8 @@ from pyinfra import host
 
 from roles import ofed
 
-from .cluster import Refused, cluster, here, seen
+from .boot import refuse
+from .cluster import cluster, here, seen
 
 _once = RLock()  # hosts are prepared side by side
 
@@ -18,10 +19,17 @@ _coming: set[str] = set()
 
 def wanted() -> ofed.Wanted | None:
     """What this host gets, where the inventory names a release. Refused names every host with a problem."""
+    refuse(problems())
+    with _once:
+        return _wanted()[0].get(host.name)
+
+
+def problems() -> list[str]:
+    """All that is in the way, on any host."""
     if here().doca_ofed:
         host.get_fact(ofed.Look, _ignore_errors=True)  # each its own, side by side, before one asks all
     with _once:
-        return _wanted().get(host.name)
+        return _wanted()[1]
 
 
 def coming() -> set[str]:
@@ -31,11 +39,11 @@ def coming() -> set[str]:
 
 
 @cache
-def _wanted() -> dict[str, ofed.Wanted]:
+def _wanted() -> tuple[dict[str, ofed.Wanted], list[str]]:
     looks = seen(ofed.Look, lambda own: own.doca_ofed)
     releases = {name: cluster().hosts[name].doca_ofed for name in looks}
     if wrong := [f"{name}: {said}" for name in looks for said in ofed.problems(looks[name], releases[name])]:
-        raise Refused("; ".join(wrong))
+        return {}, wrong
     its = {name: ofed.wanted(look, releases[name]) for name, look in looks.items()}
     _coming.update(name for name, one in its.items() if not one.is_there(looks[name]))
-    return its
+    return its, []

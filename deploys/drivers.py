@@ -9,7 +9,9 @@ from pyinfra import host
 
 from roles import nvidia
 
-from .cluster import Refused, cluster, here, plan, seen
+from . import boot, cards, fabric
+from .boot import refuse
+from .cluster import cluster, here, plan, seen
 from .settings import Settings
 
 _once = RLock()  # hosts are prepared side by side
@@ -19,12 +21,22 @@ _waiting: dict[str, nvidia.Wanted] = {}
 
 
 def wanted() -> nvidia.Wanted | None:
-    """What this host gets now, or None. Refused names every host with a problem."""
+    """What this host gets now, or None. Refused names every host with a problem.
+
+    It is what provisioning looks at first, so that it names those of cards, fabric and boot, too.
+    """
+    refuse([*problems(), *cards.problems(), *fabric.problems(), *boot.problems()])
+    with _once:
+        its = _wanted()[0].get(host.name)
+        return None if host.name in _waiting else its
+
+
+def problems() -> list[str]:
+    """All that is in the way, on any host."""
     if _looked_at(here()):
         host.get_fact(nvidia.Look, _ignore_errors=True)  # each its own, side by side, before one asks all
     with _once:
-        its = _wanted().get(host.name)
-        return None if host.name in _waiting else its
+        return _wanted()[1]
 
 
 def waiting() -> dict[str, nvidia.Wanted]:
@@ -46,8 +58,10 @@ def coming() -> set[str]:
 
 
 @cache
-def _wanted() -> dict[str, nvidia.Wanted]:
-    looks, its, wrong = seen(nvidia.Look, _looked_at), {}, []
+def _wanted() -> tuple[dict[str, nvidia.Wanted], list[str]]:
+    looks = seen(nvidia.Look, _looked_at)
+    its: dict[str, nvidia.Wanted] = {}
+    wrong: list[str] = []
     for name, look in looks.items():
         own = cluster().hosts[name]
         if not _provided(own):
@@ -59,10 +73,10 @@ def _wanted() -> dict[str, nvidia.Wanted]:
         if not found and not nvidia.yours(look, *said):
             its[name] = nvidia.wanted(look, *said)
     if wrong:
-        raise Refused("; ".join(wrong))
+        return {}, wrong
     _waiting.update({name: one for name, one in its.items() if one.waits(looks[name])})
     _coming.update(name for name, one in its.items() if name in _waiting or not one.version(looks[name]))
-    return its
+    return its, []
 
 
 def _looked_at(own: Settings) -> bool:

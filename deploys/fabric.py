@@ -12,7 +12,8 @@ from pyinfra import host, inventory
 
 from roles import nccl
 
-from .cluster import Refused, cluster, here, seen
+from .boot import refuse
+from .cluster import cluster, here, seen
 from .settings import Settings
 
 _once = RLock()  # hosts are prepared side by side
@@ -20,11 +21,18 @@ _once = RLock()  # hosts are prepared side by side
 
 def wanted() -> nccl.Wanted | None:
     """What this host gets; None where that is nothing. Refused names every host with a problem."""
+    refuse(problems())
+    with _once:
+        return _wanted()[0].get(host.name)
+
+
+def problems() -> list[str]:
+    """All that is in the way, on any host."""
     own = here()
     if _provided(own):
         host.get_fact(nccl.Look, address=own.address, _ignore_errors=True)  # each its own, side by side
     with _once:
-        return _wanted().get(host.name)
+        return _wanted()[1]
 
 
 def told(name: str, own: Settings, alone: bool) -> tuple[str, str]:
@@ -41,14 +49,14 @@ def told(name: str, own: Settings, alone: bool) -> tuple[str, str]:
 
 
 @cache
-def _wanted() -> dict[str, nccl.Wanted]:
+def _wanted() -> tuple[dict[str, nccl.Wanted], list[str]]:
     """A host that cannot be asked is not among them: what it lacks is said by base.fit."""
     hosts = cluster().hosts
     looks = seen(nccl.Look, _provided, lambda own: {"address": own.address})
     its = {name: _asked(hosts[name], len(hosts) == 1) for name in looks}
     if wrong := [f"{name}: {said}" for name in looks for said in nccl.problems(looks[name], its[name])]:
-        raise Refused("; ".join(wrong))
-    return {name: nccl.wanted(look, its[name]) for name, look in looks.items()}
+        return {}, wrong
+    return {name: nccl.wanted(look, its[name]) for name, look in looks.items()}, []
 
 
 def _asked(own: Settings, alone: bool) -> nccl.Asked:

@@ -136,6 +136,30 @@ def test_hosts_that_something_else_boots_are_refused_all_at_once(provision):
     assert all(f"@fake/{name}: iommu is pt, and it is not GRUB that boots it" in said for name in hosts)
 
 
+def test_a_run_names_what_is_in_the_way_of_all_it_would_do_on_all_hosts(provision):
+    """Not the drivers alone, then the cards, then the fabric, each in a run of its own."""
+    nowhere = {"echo fabric": ["fabric"]}
+    lines, said = answers(ELSE, iommu="pt")
+    said["fake_responses"] |= nowhere
+    hosts = {
+        "gpu1": answers(ELSE, gpus=8),
+        "gpu2": answers(ELSE, doca_ofed="3.2.1"),
+        "gpu3": (lines, said),
+        "gpu4": answers(ELSE, driver="560"),
+    }
+    done = provision(hosts)
+    assert done.returncode == 1 and not done.stdout
+    said = " ".join(done.stderr.split())
+    for problem in (
+        "@fake/gpu1: 8 GPUs promised, 1 on the PCI bus",
+        "@fake/gpu2: doca_ofed is 3.2.1: there is no network card",
+        "@fake/gpu3: no interface has the address 10.0.0.3",
+        "@fake/gpu3: iommu is pt, and it is not GRUB that boots it",
+        "@fake/gpu4: driver is 560: must be of branch 580 or 595",
+    ):
+        assert problem in said, said
+
+
 def test_a_first_deploy_reboots_for_what_it_tells_grub(provision):
     hosts = {"gpu1": answers(GRUB, iommu="pt"), "gpu2": answers(GRUB)}
     data = {"model": "smollm2-135m-instruct", "tensor_parallel": 1, "pipeline_parallel": 2, "reboot": "due"}

@@ -13,7 +13,8 @@ begin()
 driver, later = drivers.wanted(), drivers.waiting().get(host.name)
 its_cards, its_fabric, its_boot = cards.wanted(), fabric.wanted(), boot.wanted()
 
-base.base(also=(*(gateway.PACKAGES if host.name in gateways() else ()), *nccl.packages(its_fabric)))
+rdma = () if its_cards else nccl.packages(its_fabric)  # DOCA-OFED brings its own
+base.base(also=(*(gateway.PACKAGES if host.name in gateways() else ()), *rdma))
 if own.governor and own.runtime == "cuda" and own.gpus:
     base.clocks(str(own.governor))
 if its_boot:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from roles import runtime
+from roles import base, runtime
 from roles.nccl import PACKAGES, Asked, Seen, Wanted, everywhere, operations, packages, problems
 from roles.nccl.choice import BEGIN, END, ETHERNET, Device, Port
 from roles.nccl.choice import wanted as wanted_of
@@ -227,6 +227,7 @@ def test_the_locked_nccl_finds_the_gid_by_itself():
 
 def test_the_library_for_rdma_is_for_nodes_that_use_it():
     assert packages(wanted_of(HGX, asked())) == PACKAGES
+    assert {"rdma-core", "infiniband-diags", "libibverbs1", "ibverbs-providers"} == set(PACKAGES)
     assert packages(wanted_of(host(), asked())) == packages(None) == ()
 
 
@@ -374,6 +375,19 @@ def test_provision_tells_nccl_on_hosts_that_serve_with_gpus(provision):
     ours = [name for name in plan if name.startswith("NCCL")]
     assert ours == ["NCCL | Tell NCCL its fabric", "NCCL | Say what it goes over"]
     assert plan[ours[0]] == ["@fake/gpu1", "@fake/gpu2", "@fake/gpu3"]
+
+
+def test_the_distributions_packages_for_rdma_come_where_nvidias_do_not(provision):
+    def host(*more, **data):
+        its = answers(PORT)
+        its["fake_responses"]["libgomp1"] = [f"ii  {name}" for name in (*base.PACKAGES, *more)]
+        its["fake_responses"]["echo asked"].insert(-1, "card")
+        return [], {**its, "driver": False, **data}
+
+    done = provision({"gpu1": host(), "gpu2": host(doca_ofed="3.2.1"), "gpu3": host(*PACKAGES)})
+    assert done.returncode == 0, done.stderr
+    plan = {op["name"]: op["hosts_with_change"] for op in json.loads(done.stdout)["plan"]}
+    assert plan["Base | Install system packages"] == ["@fake/gpu1"]
 
 
 def test_what_is_in_the_way_on_any_host_is_said_at_once_and_nothing_is_changed(provision):

@@ -29,7 +29,8 @@ from ipaddress import ip_address
 
 AUTO = "auto"
 CONF = "/etc/nccl.conf"
-PACKAGES = ("ibverbs-providers", "libibverbs1")
+#: The library, what makes its devices appear (rdma-core: udev's rules, uverbs is loaded), and ibstat.
+PACKAGES = ("ibverbs-providers", "infiniband-diags", "libibverbs1", "rdma-core")
 
 BEGIN = "# Rackserve: the fabric, from the inventory and the node. Changed by hand it is put back."
 END = "# Rackserve: to here."

@@ -56,6 +56,8 @@ NAMES = {
     ("ubuntu 22.04", "nvidia", "580"): "libnvidia-compute-580 libnvidia-cfg1-580 nvidia-dkms-580-open"
     " nvidia-compute-utils-580 nvidia-utils-580 nvidia-persistenced nvidia-fabricmanager"
     f" linux-headers-5.15.0-119-generic linux-headers-generic {OTHERS}",
+    ("ubuntu 22.04", "nvidia", "595"): "libnvidia-compute nvidia-dkms-open nvidia-persistenced"
+    f" nvidia-fabricmanager linux-headers-5.15.0-119-generic linux-headers-generic {OTHERS}",
     ("ubuntu 24.04", "nvidia", "580"): "libnvidia-compute-580 libnvidia-cfg1-580 nvidia-dkms-580-open"
     " nvidia-compute-utils-580 nvidia-utils-580 nvidia-persistenced nvidia-fabricmanager"
     f" linux-headers-6.8.0-31-generic linux-headers-generic {OTHERS}",
@@ -64,11 +66,62 @@ NAMES = {
     ("ubuntu 22.04", "ubuntu", "580"): "nvidia-headless-no-dkms-580-server-open nvidia-utils-580-server"
     " nvidia-fabricmanager-580 linux-modules-nvidia-580-server-open-5.15.0-119-generic"
     f" linux-modules-nvidia-580-server-open-generic {OTHERS}",
+    ("ubuntu 22.04", "ubuntu", "595"): "nvidia-headless-no-dkms-595-server-open nvidia-utils-595-server"
+    " nvidia-fabricmanager-595 linux-modules-nvidia-595-server-open-5.15.0-119-generic"
+    f" linux-modules-nvidia-595-server-open-generic {OTHERS}",
+    ("ubuntu 24.04", "ubuntu", "580"): "nvidia-headless-no-dkms-580-server-open nvidia-utils-580-server"
+    " nvidia-fabricmanager-580 linux-modules-nvidia-580-server-open-6.8.0-31-generic"
+    f" linux-modules-nvidia-580-server-open-generic {OTHERS}",
     ("ubuntu 24.04", "ubuntu", "595"): "nvidia-headless-no-dkms-595-server-open nvidia-utils-595-server"
     " nvidia-fabricmanager-595 linux-modules-nvidia-595-server-open-6.8.0-31-generic"
     f" linux-modules-nvidia-595-server-open-generic {OTHERS}",
     ("debian 12", "nvidia", "580"): "nvidia-driver-cuda nvidia-kernel-open-dkms nvidia-persistenced"
     f" nvidia-fabricmanager linux-headers-6.1.0-31-amd64 linux-headers-amd64 {OTHERS}",
+    ("debian 12", "nvidia", "595"): "nvidia-driver-cuda nvidia-kernel-open-dkms nvidia-persistenced"
+    f" nvidia-fabricmanager linux-headers-6.1.0-31-amd64 linux-headers-amd64 {OTHERS}",
+}
+
+PINNED = (
+    "nvidia-* libnvidia-* libcuda1 libcudadebugger1 libnvcuvid1 firmware-nvidia-gsp"
+    " xserver-xorg-video-nvidia*"
+)
+MODULES = "linux-modules-nvidia-* linux-objects-nvidia-* linux-signatures-nvidia-*"
+
+# What apt is told of each source: whose packages it leaves alone, and which versions it takes.
+PREFERENCES = {
+    ("ubuntu 24.04", "nvidia"): f"""\
+# Rackserve: the driver is from nvidia, and nothing of it from elsewhere.
+Package: {PINNED} {MODULES}
+Pin: release o=Ubuntu
+Pin-Priority: -1
+
+Package: {PINNED}
+Pin: version 580.*
+Pin-Priority: 1000
+
+""",
+    ("ubuntu 24.04", "ubuntu"): f"""\
+# Rackserve: the driver is from ubuntu, and nothing of it from elsewhere.
+Package: {PINNED} {MODULES}
+Pin: release l=NVIDIA CUDA
+Pin-Priority: -1
+
+Package: {PINNED}
+Pin: version 580.*
+Pin-Priority: 1000
+
+""",
+    ("debian 12", "nvidia"): f"""\
+# Rackserve: the driver is from nvidia, and nothing of it from elsewhere.
+Package: src:nvidia-graphics-drivers*:any
+Pin: release o=Debian
+Pin-Priority: -1
+
+Package: {PINNED}
+Pin: version 580.*
+Pin-Priority: 1000
+
+""",
 }
 
 
@@ -78,6 +131,23 @@ def test_what_a_distribution_installs(distribution, source, branch):
     its = wanted(seen, branch, source)
     names = NAMES[distribution, source, branch]
     assert apt.installed(its.missing(seen), {}) == INSTALL + names
+
+
+def test_every_row_of_apts_is_golden():
+    rows = {(distribution, source) for distribution, its in ROWS.items() for source, row in its.items()
+            if row.manager == "apt"}  # fmt: skip
+    assert set(NAMES) == {(*row, branch) for row in rows for branch in BRANCHES}
+    assert {source for _, source in PREFERENCES} == {source for _, source in rows}
+
+
+@pytest.mark.parametrize(("distribution", "source"), PREFERENCES)
+def test_what_apt_is_told_of_a_source(distribution, source):
+    seen = node(distribution)
+    told = apt.files(wanted(seen, "580", source), seen)["/etc/apt/preferences.d/rackserve-nvidia"]
+    assert told == PREFERENCES[distribution, source]
+    of_one = apt.preferences(wanted(seen, "580", source), "580.95.05")
+    pin = "Pin: version 580.*\nPin-Priority: 1000"
+    assert of_one == told.replace(pin, "Pin: version 580.95.05-*\nPin-Priority: 1001")
 
 
 @pytest.mark.parametrize(("distribution", "folder"), [

@@ -67,8 +67,9 @@ def seen(number: int) -> dict[str, Any]:
         "host": {"name": f"gpu{number}", "addresses": [address]}, "synchronized": True, "reboot": None,
         "nccl": _NCCL,
         "services": "Id=nvidia-fabricmanager.service\nLoadState=loaded\nActiveState=active\n\n"
-                    "Id=ufw.service\nLoadState=not-found\nActiveState=inactive\n\n"
+                    "Id=ufw.service\nLoadState=loaded\nActiveState=active\n\n"
                     "Id=unattended-upgrades.service\nLoadState=loaded\nActiveState=active\n",
+        "ufw": "ENABLED=no\nLOGLEVEL=low\n",
         "folders": {path: _DISK for path in ("/", "/dev/shm", "/opt/rackserve", "/var/lib/rackserve",
                                              "/var/cache/rackserve", "/tmp", WEIGHTS)},
         "shm": [{"name": "nccl-aB3", "bytes": 9637888, "age": 900, "used": True}],

@@ -80,7 +80,7 @@ BROKEN = {
     "gpu.slowdown": (set_to("nvidia_smi", H100), "fail", "HW Power Brake Slowdown on 00000000:19:00.0"),
     "gpu.xid": (set_to("kernel", XID.format(94)), "fail", "Xid 94 on 0000:9b:00"),
     "host.clock": (set_to("synchronized", False), "warn", "nothing"),
-    "host.firewall": (set_to("services", "Id=ufw.service\nActiveState=active\n"), "warn", "ufw"),
+    "host.firewall": (set_to("ufw", "ENABLED=yes\nLOGLEVEL=low\n"), "warn", "ufw"),
     "host.name": (set_to("host addresses", ["127.0.1.1"]), "fail", "127.0.1.1"),
     "host.reach": (None, "fail", "no sudo"),
     "host.reboot": (set_to("reboot", "linux-image-6.1.0-31-amd64\nlibc6\n"), "warn", "linux-image"),
@@ -248,6 +248,11 @@ def test_an_older_kernel_says_at_boot_what_its_iommu_does():
     assert [one.status for one in examine([two]) if one.id == "pci.iommu"] == ["pass"]
     two.seen["cmdline"] = "quiet\n"
     assert [one.status for one in examine([two]) if one.id == "pci.iommu"] == ["warn"]
+
+
+def test_firewalld_is_a_firewall_too():
+    _, two = broken(set_to("services", "Id=firewalld.service\nActiveState=active\n"))
+    assert [one.evidence.split()[0] for one in examine([two]) if one.id == "host.firewall"] == ["firewalld"]
 
 
 def test_links_that_are_unused_on_every_gpu_are_no_fault():

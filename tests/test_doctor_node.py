@@ -14,7 +14,7 @@ from roles.doctor.facts import MODULES, NODE, program
 #: Every key that a check may ask for on any host.
 KEYS = {
     "cmdline", "meminfo", "modules", "mounts", "driver", "numa_balancing", "release", "port_range", "os",
-    "reboot", "ip", "nvidia_smi", "nvlink", "gpu_processes", "fabricmanager", "services", "kernel",
+    "reboot", "ufw", "ip", "nvidia_smi", "nvlink", "gpu_processes", "fabricmanager", "services", "kernel",
     "host", "listeners", "folders", "shm", "processes", "installed", "weights", "synchronized", "hardware",
     "bridges", "infiniband", "verbs", "net", "peers", "gpu_cgroups", "units", "gangs", "time",
 }  # fmt: skip

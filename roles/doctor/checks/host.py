@@ -74,7 +74,7 @@ def clock(host: Host) -> Verdict | None:
 @check(
     "host.firewall",
     "No firewall between the nodes",
-    looks_at="ufw, firewalld",
+    looks_at="ufw and /etc/ufw/ufw.conf, firewalld",
     fix="sudo ufw allow from ADDRESSES-OF-THE-NODES",
     reference="vllm#39015",
 )
@@ -83,9 +83,12 @@ def firewall(host: Host) -> Verdict | None:
     if not services:
         raise Unclear("systemctl said nothing")
     on = [name for name in ("ufw", "firewalld") if services.get(name, {}).get("ActiveState") == "active"]
+    # Ubuntu starts ufw's unit at every boot; whether it then does anything, its configuration says.
+    if "ufw" in on and setting(host.get("ufw"), "ENABLED").lower() != "yes":
+        on.remove("ufw")
     if on and host.expected.peers:
         return warned(f"{on[0]} runs: Ray, NCCL and vLLM use ports above 20000 in both directions")
-    return passed("neither ufw nor firewalld runs")
+    return passed("neither ufw nor firewalld is on")
 
 
 @check(

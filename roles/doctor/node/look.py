@@ -30,7 +30,7 @@ FILES = {
     "mounts": "/proc/self/mounts", "driver": "/proc/driver/nvidia/version",
     "numa_balancing": "/proc/sys/kernel/numa_balancing", "release": "/proc/sys/kernel/osrelease",
     "port_range": "/proc/sys/net/ipv4/ip_local_port_range", "os": "/etc/os-release",
-    "reboot": "/run/reboot-required.pkgs", "nccl": "/etc/nccl.conf",
+    "reboot": "/run/reboot-required.pkgs", "nccl": "/etc/nccl.conf", "ufw": "/etc/ufw/ufw.conf",
 }  # fmt: skip
 
 PROGRAMS = {

@@ -280,6 +280,25 @@ def test_hosts_of_different_models_may_have_different_gpus_and_weights():
     assert not {finding.id for finding in examine([one, apart]) if finding.status == "fail"} & checks
 
 
+def test_a_head_without_gpus_and_hcas_is_well_beside_nodes_that_have_them():
+    hosts = healthy()
+    own = dataclasses.replace(hosts[0].expected, gpus=0, gpu=None, weights="", weights_bytes=0, ports=(),
+                              replicas=(), ranks=(), nccl="", reaches={}, listens=())  # fmt: skip
+    bare = {"nvidia_smi": None, "nvlink": None, "driver": None, "packages": None, "weights": None,
+            "bridges": {}, "infiniband": {}, "nccl": None, "units": [], "gangs": {}}  # fmt: skip
+    head = dataclasses.replace(hosts[0], name="head", expected=own, seen={**hosts[0].seen, **bare})
+    said = [row for row in examine([head, *hosts]) if row.status != "pass"]
+    assert said == []
+    assert "same.ports" in {row.id for row in examine([head, *hosts]) if row.host == "gpu1"}
+
+
+def test_hosts_of_different_models_may_have_different_ports():
+    one, two = broken(set_to("infiniband", {}))
+    apart = dataclasses.replace(two, expected=dataclasses.replace(two.expected, weights="/elsewhere"))
+    assert [row.status for row in examine([one, two]) if row.id == "same.ports"] == ["fail", "pass"]
+    assert [row for row in examine([one, apart]) if row.id == "same.ports"] == []
+
+
 def test_weights_to_come_need_room():
     _, two = broken(set_to(f"folders {WEIGHTS} free", 30 * GiB))
     two.seen["weights"].update(files=0, bytes=0)

@@ -174,10 +174,11 @@ def speed(hosts: Sequence[Host]) -> Verdicts:
 
 @check_across(
     "same.ports",
-    "As many InfiniBand ports, of one rate",
+    "As many InfiniBand ports, of one rate, for a model that is served",
     looks_at="/sys/class/infiniband",
     fix="ibstat on {host}; check cables and cards",
     reference="sparkrun#137",
+    gpus_only=True,
 )
 def ports(hosts: Sequence[Host]) -> Verdicts:
     def rates(host: Host) -> str:
@@ -185,9 +186,8 @@ def ports(hosts: Sequence[Host]) -> Verdicts:
         counted = sorted(Counter(found).items())
         return ", ".join(f"{number} x {rate}" for rate, number in counted) or "no active port"
 
-    found = same(hosts, rates)
-    everywhere = {verdict.evidence for verdict in found.values()} == {"no active port"}
-    return {} if everywhere else found
+    found = same_of_model(hosts, rates)
+    return {name: verdict for name, verdict in found.items() if verdict != passed("no active port")}
 
 
 @check_across(

@@ -164,6 +164,21 @@ def test_a_check_speaks_when_its_case_is_there(id):
     assert not {"{host}", "{address}", "{interface}", "{hostname}"} & set(finding.fix.split())
 
 
+@pytest.mark.parametrize(
+    ("id", "words"),
+    [
+        (
+            "same.driver",
+            "`driver` of gpu2 to the others' version in the inventory; rackserve rollout --reboot",
+        ),
+        ("gpu.fabric", "rackserve deploy provision; "),
+    ],
+)
+def test_what_provision_and_a_rollout_mend_is_left_to_them(id, words):
+    (finding,) = [one for one in examine(broken(BROKEN[id][0])) if (one.id, one.host) == (id, "gpu2")]
+    assert finding.fix.startswith(words) and "apt" not in finding.fix
+
+
 WAITS = {"state": "waiting", "why": "nothing is heard of gpu1", "row": 1, "recent": []}
 FALLS = {"state": "starting", "why": "", "row": 3, "recent": [{"when": 0.0, "why": "gpu1: it ended"}]}
 

@@ -43,7 +43,7 @@ def same_of_model(hosts: Sequence[Host], value_of: Callable[[Host], str]) -> Ver
     "same.driver",
     "One driver version",
     looks_at="/proc/driver/nvidia/version",
-    fix="install the same driver on {host}, and hold it",
+    fix="`driver` of {host} to the others' version in the inventory; rackserve rollout --reboot due",
     reference="shine-cluster#30",
     gpus_only=True,
 )

@@ -154,8 +154,9 @@ def compiler(host: Host) -> Verdict | None:
     "gpu.fabric",
     "The NVSwitch fabric is up, its manager of the driver's version",
     looks_at="nvidia-smi -q: Fabric, nvidia-fabricmanager",
-    fix="sudo apt-get install nvidia-fabricmanager-BRANCH=DRIVER-VERSION; "
-    "sudo systemctl enable --now nvidia-fabricmanager",
+    # Its package's name differs by source, and its version must be the driver's: provision knows both.
+    fix="rackserve deploy provision; sudo systemctl enable --now nvidia-fabricmanager on {host}; then "
+    "sudo journalctl -u nvidia-fabricmanager",
     reference="pytorch#35710",
     gpus_only=True,
 )

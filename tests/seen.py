@@ -15,6 +15,13 @@ from roles.doctor import Expected, Host, Ranks
 
 RECORDED = Path(__file__).with_name("recorded")
 GiB = 2**30
+
+
+def kernel(name: str) -> str:
+    """A kernel's log, recorded."""
+    return (RECORDED / f"kernel.{name}.txt").read_text()
+
+
 H100 = (RECORDED / "nvidia-smi-q.h100.txt").read_text()
 #: The same GPU at full speed under a newer driver, and a second one of it.
 SMI = (

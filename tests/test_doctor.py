@@ -6,13 +6,11 @@ import pytest
 
 from roles.doctor import CHECKS, Expected, Host, examine, registry
 from roles.doctor.check import STATUSES
-from tests.seen import H100, NCCL_IB, SMI, WEIGHTS, GiB, healthy
+from tests.seen import H100, NCCL_IB, SMI, WEIGHTS, GiB, healthy, kernel
 
 OTHERS = "/user.slice/session-3.scope"
 STRAY = [31, "raylet", OTHERS]
 MISMATCH = "Failed to initialize NVML: Driver/library version mismatch\nNVML library version: 580.105\n"
-XID = "2026-11-01T10:00:00+0000 gpu2 kernel: NVRM: Xid (PCI:0000:9b:00): {}, pid=1234, name=python3\n"
-KILLED = "2026-11-01T10:00:00+0000 gpu2 kernel: Out of memory: Killed process 812 (VLLM::Worker)\n"
 IB = "infiniband mlx5_0/1 "
 NET = "units 0 network "
 
@@ -78,7 +76,8 @@ BROKEN = {
     "gpu.processes": (set_to("gpu_cgroups 700", OTHERS), "fail", "pid 700 holds 70000 MiB"),
     "gpu.rows": (smi("Pending                           : No", "Pending : Yes"), "fail", "pending"),
     "gpu.slowdown": (set_to("nvidia_smi", H100), "fail", "HW Power Brake Slowdown on 00000000:19:00.0"),
-    "gpu.xid": (set_to("kernel", XID.format(94)), "fail", "Xid 94 on 0000:9b:00"),
+    "gpu.xid": (set_to("kernel", kernel("sxid")), "fail",
+                "Xid 79 on 0000:91:00, SXid 20034 on 0000:06:00.0, SXid 20034 on 0000:05:00.0"),
     "host.clock": (set_to("synchronized", False), "warn", "nothing"),
     "host.firewall": (set_to("ufw", "ENABLED=yes\nLOGLEVEL=low\n"), "warn", "ufw"),
     "host.name": (set_to("host addresses", ["127.0.1.1"]), "fail", "127.0.1.1"),
@@ -92,7 +91,7 @@ BROKEN = {
     "ib.verbs": (set_to("verbs", False), "fail", "libibverbs"),
     "kernel.numa": (set_to("numa_balancing", "1\n"), "warn", "1"),
     "memory.cache": (set_to("meminfo", "MemTotal: 50000000 kB\n"), "warn", "of weights"),
-    "memory.killed": (set_to("kernel", KILLED), "warn", "Killed process 812 (VLLM::Worker)"),
+    "memory.killed": (set_to("kernel", kernel("oom")), "warn", "Out of memory: Killed process 955 (gnome-"),
     "nccl.hcas": (set_to("nccl", "NCCL_SOCKET_IFNAME==eth1\nNCCL_IB_HCA==mlx5_4:1\n"), "warn",
                   "not told NCCL_IB_HCA==mlx5_0:1, told NCCL_IB_HCA==mlx5_4:1"),
     "net.address": (set_to("net", None), "fail", "no interface has 10.0.0.2"),
@@ -263,6 +262,38 @@ def test_an_older_kernel_says_at_boot_what_its_iommu_does():
     assert [one.status for one in examine([two]) if one.id == "pci.iommu"] == ["pass"]
     two.seen["cmdline"] = "quiet\n"
     assert [one.status for one in examine([two]) if one.id == "pci.iommu"] == ["warn"]
+
+
+LOST = "NVRM: GPU 0000:29:00.0: GPU has fallen off the bus.\n"  # leptonai/gpud 2acd894, xid/kmsg_test.go
+#: Of the same: the last line of three, and the only one that is asked for.
+SILENT = "NVRM: fallen off the bus and is not responding to commands.\n"
+#: The text is as NVIDIA's catalogue has it for Xid 154; after a reset.
+MENDED = (
+    "NVRM: Xid (PCI:0008:01:00): 154, "
+    "GPU recovery action changed from 0x1 (GPU Reset Required) to 0x0 (None)\n"
+)
+
+
+@pytest.mark.parametrize(("log", "status", "said"), [
+    (kernel("xid-149"), "fail", "Xid 149 on 0009:01:00, Xid 149 on 0008:01:00, 0009:01:00 needs: Drain and "
+                                "Reset, 0008:01:00 needs: GPU Reset Required"),
+    (MENDED, "pass", "no failure; seen: Xid 154 on 0008:01:00"),
+    (kernel("xid-145"), "pass", "no failure; seen: Xid 145 on 0018:01:00"),
+    (kernel("sxid-nonfatal"), "pass", "none since it booted"),
+    (kernel("xid-45"), "pass", "no failure; seen: Xid 45 on 0000:dc:00, Xid 45 on 0000:ed:00"),
+    (kernel("xid-13"), "pass", "no failure; seen: Xid 13 on 0000:cb:00, Xid 31 on 0000:cb:00"),
+    (kernel("xid-13") + kernel("xid-109"), "warn", "Xid 109 on 0000:cb:00"),
+    (LOST, "fail", "0000:29:00.0 fell off the bus"), (SILENT, "fail", "? fell off the bus"),
+])  # fmt: skip
+def test_what_the_kernel_says_of_gpus(log, status, said):
+    (found,) = [one for one in examine([broken(set_to("kernel", log))[1]]) if one.id == "gpu.xid"]
+    assert (found.status, found.evidence) == (status, said)
+
+
+def test_a_control_group_that_ran_out_of_memory_counts_too():
+    _, two = broken(set_to("kernel", kernel("oom-cgroup")))
+    (found,) = [one for one in examine([two]) if one.id == "memory.killed"]
+    assert found.status == "warn" and "1 since it booted, last: Memory cgroup out of memory" in found.evidence
 
 
 def test_firewalld_is_a_firewall_too():

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import socket
 import struct
 import subprocess
@@ -9,7 +10,9 @@ import sys
 
 import pytest
 
+from roles.doctor import examine
 from roles.doctor.facts import MODULES, NODE, program
+from tests.seen import healthy, kernel
 
 #: Every key that a check may ask for on any host.
 KEYS = {
@@ -30,18 +33,27 @@ def looked(**asked):
 
 
 @pytest.fixture(scope="module")
-def hardware():
-    """node/hardware.py as it is imported there."""
+def imported():
+    """imported("hardware"): node/hardware.py as it is imported there."""
+
+    def module(name):
+        spec = importlib.util.spec_from_file_location(f"doctor_{name}", NODE / f"{name}.py")
+        made = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(made)
+        return made
+
     sys.path.insert(0, str(NODE))
     try:
-        spec = importlib.util.spec_from_file_location("doctor_hardware", NODE / "hardware.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
         yield module
     finally:
         sys.path.remove(str(NODE))
         for name in MODULES:
             sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def hardware(imported):
+    return imported("hardware")
 
 
 def test_every_key_is_there():
@@ -76,6 +88,18 @@ def test_packages_of_an_environment_are_listed(tmp_path):
     for name in ("ray-2.60.0", "torch-2.14.0"):
         (packages / f"{name}.dist-info").mkdir(parents=True)
     assert looked(environment=str(tmp_path))["installed"] == ["ray-2.60.0", "torch-2.14.0"]
+
+
+@pytest.mark.parametrize("name", ["sxid", "xid-149", "xid-45", "xid-109", "oom", "oom-cgroup"])
+def test_what_the_checks_judge_is_asked_of_the_kernels_log(imported, name):
+    def judged(log):
+        one, _ = healthy()
+        one.seen["kernel"] = log
+        return [row.evidence for row in examine([one]) if row.id in ("gpu.xid", "memory.killed")]
+
+    asked = re.compile(imported("look").KERNEL_SAYS)  # journalctl's are Perl's, as ours
+    fetched = [line for line in kernel(name).splitlines(True) if asked.search(line)]
+    assert fetched and judged("".join(fetched)) == judged(kernel(name)) != judged("")
 
 
 def test_the_control_register_is_found_behind_other_capabilities(hardware):

@@ -54,11 +54,22 @@ def links(text: str) -> Iterator[tuple[str, str, bool]]:
             yield gpu, match[1], "inactive" not in match[2]
 
 
-def xids(kernel: str) -> list[tuple[str, int]]:
-    """(PCI address, code) of NVIDIA's errors in the kernel's log."""
-    return [
-        (bus, int(code)) for bus, code in re.findall(r"NVRM: Xid \(PCI:([0-9a-fA-F:.]+)\): (\d+)", kernel)
-    ]
+def xids(kernel: str) -> list[tuple[str, int, str]]:
+    """(PCI address, code, what else it says) of NVIDIA's errors in the kernel's log."""
+    found = re.findall(r"NVRM: Xid \((?:PCI:)?([0-9a-fA-F:.]+)\): (\d+)(.*)", kernel)
+    return [(bus, int(code), said) for bus, code, said in found]
+
+
+def fatal_sxids(kernel: str) -> list[tuple[str, int]]:
+    """(PCI address, code) of an NVSwitch's; it says itself whether an error is fatal."""
+    return [(bus, int(code)) for bus, code in re.findall(r"SXid \(PCI:(\S+)\): (\d+), Fatal", kernel)]
+
+
+def off_the_bus(kernel: str) -> list[str]:
+    """PCI addresses of GPUs that fell off the bus, from the lines without an Xid; ? where they name none."""
+    lines = [line for line in kernel.splitlines() if "fallen off the bus" in line and "Xid" not in line]
+    found = [re.search(r"GPU ([0-9a-fA-F:]+\.\d):", line) for line in lines]
+    return [match[1] if match else "?" for match in found]
 
 
 def meminfo(text: str) -> dict[str, int]:

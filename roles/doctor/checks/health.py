@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
+from collections.abc import Iterator
 
 from ..check import Host, Verdict, check, failed, passed, warned
-from ..parse import links, xids
+from ..parse import fatal_sxids, links, off_the_bus, xids
 from .gpus import seen_gpus
 
-#: Errors of a GPU that will not serve (docs.nvidia.com/deploy/xid-errors); 63 is a row remapped.
-FATAL = {48, 64, 74, 79, 94, 95, 119, 120}
-NOTED = {63}
+#: Errors of a GPU that will not serve, as NVIDIA's catalogue has them (docs.nvidia.com/deploy/xid-errors,
+#: Analyzing Xid Errors). 63 is a row remapped; after 109, a program that hangs, others may still run.
+FATAL = {48, 64, 74, 79, 94, 95, 119, 120, 140, 143}
+NOTED = {63, 109}
+
+#: Those of NVLink 5 say themselves whether they are fatal; this one only what the others make necessary.
+NVLINK_5 = range(144, 151)
+RECOVERY = 154
 
 
 def _number(text: str) -> int:
@@ -66,18 +73,35 @@ def rows(host: Host) -> Verdict | None:
 @check(
     "gpu.xid",
     "The kernel has reported no GPU failure",
-    looks_at="the kernel's log since boot: NVRM: Xid",
+    looks_at="the kernel's log since boot: NVRM: Xid, fatal SXid, fallen off the bus",
     fix="drain {host}; look the code up (docs.nvidia.com/deploy/xid-errors); reboot; have it replaced",
     reference="NVSentinel#1748",
     gpus_only=True,
 )
 def xid(host: Host) -> Verdict | None:
-    found = xids(host.get("kernel"))
-    for wanted, say in ((FATAL, failed), (NOTED, warned)):
-        said = sorted({f"Xid {code} on {bus}" for bus, code in found if code in wanted})
-        if said:
-            return say(", ".join(said[:4]))
-    return passed("none since it booted")
+    kernel = host.get("kernel")
+    if wrong := list(dict.fromkeys(_failures(kernel))):
+        return failed(", ".join(wrong[:4]))
+    seen = {(code, bus): f"Xid {code} on {bus}" for bus, code, _ in sorted(xids(kernel))}
+    if noted := [said for (code, _), said in seen.items() if code in NOTED]:
+        return warned(", ".join(noted[:4]))
+    others = f"no failure; seen: {', '.join(list(seen.values())[:4])}"
+    return passed(others if seen else "none since it booted")
+
+
+def _failures(kernel: str) -> Iterator[str]:
+    """What of the kernel's log is a GPU or NVSwitch that will not serve."""
+    actions, lost = {}, set()
+    for bus, code, said in xids(kernel):
+        if code in FATAL or (code in NVLINK_5 and re.search(r"\bFatal\b", said)):
+            yield f"Xid {code} on {bus}"
+        if code == RECOVERY:
+            actions[bus] = said.rpartition("(")[2].strip(" ,)")
+        if code == 79:
+            lost.add(bus)
+    yield from (f"{bus} needs: {action}" for bus, action in actions.items() if action != "None")
+    yield from (f"SXid {code} on {bus}" for bus, code in fatal_sxids(kernel))
+    yield from (f"{bus} fell off the bus" for bus in off_the_bus(kernel) if bus[:-2] not in lost)
 
 
 @check(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from ..check import Host, Verdict, check, failed, passed, warned
 from ..parse import GiB, meminfo, size
 
@@ -74,10 +76,11 @@ def cache(host: Host) -> Verdict | None:
     reference="ROLL#234",
 )
 def killed(host: Host) -> Verdict | None:
-    lines = [line for line in host.get("kernel").splitlines() if "Out of memory: Killed" in line]
-    if not lines:
+    # A control group's: of a container, or of a unit with a MemoryMax.
+    found = re.findall(r"((?:Memory cgroup o|O)ut of memory: Killed.*)", host.get("kernel"))
+    if not found:
         return passed("none since it booted")
-    return warned(f"{len(lines)} since it booted, last: {lines[-1].split('Out of memory: ', 1)[1][:120]}")
+    return warned(f"{len(found)} since it booted, last: {found[-1][:120]}")
 
 
 @check(

@@ -23,7 +23,7 @@ OURS = "/etc/systemd/system/rackserve-*.service"
 GANGS = "/run/rackserve/*/state.json"
 UNIT = "Id,ActiveState,SubState,Result,NRestarts,MainPID,LimitMEMLOCK,LimitNOFILE,Environment"
 SERVICES = ("nvidia-fabricmanager", "nvidia-persistenced", "ufw", "firewalld", "unattended-upgrades")
-KERNEL_SAYS = "NVRM: Xid|SXid|Out of memory: Killed|oom-kill:|fallen off the bus"
+KERNEL_SAYS = "NVRM: Xid|SXid .*, Fatal|[Oo]ut of memory: Killed|fallen off the bus"
 
 FILES = {
     "cmdline": "/proc/cmdline", "meminfo": "/proc/meminfo", "modules": "/proc/modules",
@@ -41,7 +41,7 @@ PROGRAMS = {
     "fabricmanager": ["nv-fabricmanager", "--version"],
     "nvcc": ["/usr/local/cuda/bin/nvcc", "--version"],
     "services": ["systemctl", "show", "--property=Id,LoadState,ActiveState", *SERVICES],
-    "kernel": ["journalctl", "-k", "-b", "-q", "--no-pager", "-o", "short-iso", "-n", "200",
+    "kernel": ["journalctl", "-k", "-b", "-q", "--no-pager", "-o", "short-iso", "-n", "1000",
                "--grep", KERNEL_SAYS],
 }  # fmt: skip
 

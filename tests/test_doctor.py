@@ -6,7 +6,7 @@ import pytest
 
 from roles.doctor import CHECKS, Expected, Host, examine, registry
 from roles.doctor.check import STATUSES
-from tests.seen import H100, NCCL_IB, SMI, WEIGHTS, GiB, healthy, kernel
+from tests.seen import H100, NCCL_IB, NVLINK, SMI, WEIGHTS, GiB, healthy, kernel
 
 OTHERS = "/user.slice/session-3.scope"
 STRAY = [31, "raylet", OTHERS]
@@ -304,6 +304,26 @@ def test_firewalld_is_a_firewall_too():
 def test_links_that_are_unused_on_every_gpu_are_no_fault():
     (finding,) = [one for one in examine(healthy()[:1]) if one.id == "gpu.nvlink"]
     assert (finding.status, finding.evidence) == ("pass", "12 on each")
+
+
+#: leptonai/gpud#1085 (B200, 2025-09), in the two spellings of NVIDIA/open-gpu-kernel-modules#1150.
+ALL_DOWN = (
+    "GPU 2: NVIDIA B200 (UUID: GPU-xxx)\nNVML: Unable to retrieve {} information as all links are inActive\n"
+)
+
+
+@pytest.mark.parametrize("word", ["NVLink", "Nvlink"])
+def test_a_gpu_that_lost_every_link_has_fewer_than_the_others(word):
+    _, two = broken(set_to("nvlink", NVLINK + ALL_DOWN.format(word)))
+    (finding,) = [one for one in examine([two]) if one.id == "gpu.nvlink"]
+    assert (finding.status, finding.evidence) == ("fail", "0 on GPU 2; 12 on the others")
+
+
+@pytest.mark.parametrize("text", [ALL_DOWN, NVLINK.replace("26.562 GB/s", "<inactive>"), ""])
+def test_without_a_link_on_any_gpu_there_is_no_nvlink(text):
+    _, two = broken(set_to("nvlink", text))
+    (finding,) = [one for one in examine([two]) if one.id == "gpu.nvlink"]
+    assert (finding.status, finding.evidence) == ("pass", "no NVLink")
 
 
 def test_a_little_that_a_dead_process_left_is_a_warning():

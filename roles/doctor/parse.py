@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 GiB = 2**30
 
@@ -44,14 +43,17 @@ def loaded_driver(text: str) -> str:
     return match[1] if match else ""
 
 
-def links(text: str) -> Iterator[tuple[str, str, bool]]:
-    """(GPU, link, is up) of `nvidia-smi nvlink --status`."""
+def links(text: str) -> dict[str, int]:
+    """{GPU: its links that are up} of `nvidia-smi nvlink --status`, which lists none where all are down."""
+    up: dict[str, int] = {}
     gpu = ""
     for line in text.splitlines():
         if match := re.match(r"GPU (\d+):", line):
             gpu = match[1]
-        elif match := re.match(r"\s+Link (\d+): (.+)", line):
-            yield gpu, match[1], "inactive" not in match[2]
+            up[gpu] = 0
+        elif match := re.match(r"\s+Link \d+: (.+)", line):
+            up[gpu] += "inactive" not in match[1]
+    return up
 
 
 def xids(kernel: str) -> list[tuple[str, int, str]]:

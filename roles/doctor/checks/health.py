@@ -113,13 +113,11 @@ def _failures(kernel: str) -> Iterator[str]:
     gpus_only=True,
 )
 def nvlink(host: Host) -> Verdict | None:
-    up: dict[str, int] = defaultdict(int)
-    for gpu, _, active in links(host.get("nvlink")):
-        up[gpu] += active
-    if not up:
+    up = links(host.get("nvlink"))
+    most = max(up.values(), default=0)
+    if not most:
         return passed("no NVLink")
     # That some are inactive is how two bridged PCIe cards look; that one GPU has fewer is not.
-    most = max(up.values())
     short = {gpu: number for gpu, number in up.items() if number < most}
     if short:
         said = ", ".join(f"{number} on GPU {gpu}" for gpu, number in sorted(short.items()))

@@ -257,6 +257,12 @@ def test_of_several_hosts_the_odd_one_is_named_with_what_most_have():
     assert rows["b"].fix.startswith("sudo ip link set eth1 mtu")
 
 
+def test_a_bridge_that_only_validates_sources_redirects_nothing():
+    # As `SrcValid+ TransBlk- ReqRedir- CmpltRedir- UpstreamFwd-` in nccl#606.
+    _, two = broken(set_to("bridges 0000:00:01.1", 0x1))
+    assert [one.status for one in examine([two]) if one.id == "pci.acs"] == ["pass"]
+
+
 def test_an_older_kernel_says_at_boot_what_its_iommu_does():
     _, two = broken(set_to("hardware iommu_types", []))
     assert [one.status for one in examine([two]) if one.id == "pci.iommu"] == ["pass"]

@@ -111,6 +111,72 @@ def test_the_control_register_is_found_behind_other_capabilities(hardware):
     assert hardware.acs(bytes(config)) == 0x1D
 
 
+#: Synthetic, as the kernel lays it out: a switch with a GPU and an HCA, and a disk behind a port of its own.
+SYSFS = {
+    "pci0000:15/0000:15:01.0": ("0x8086", "0x060400", 0x1C),
+    "pci0000:15/0000:15:01.0/0000:16:00.0": ("0x1000", "0x060400", None),
+    "pci0000:15/0000:15:01.0/0000:16:00.0/0000:17:00.0": ("0x1000", "0x060400", 0x1),
+    "pci0000:15/0000:15:01.0/0000:16:00.0/0000:17:00.0/0000:18:00.0": ("0x10de", "0x030200", None),
+    "pci0000:15/0000:15:01.0/0000:16:00.0/0000:17:01.0": ("0x1000", "0x060400", 0x0),
+    "pci0000:15/0000:15:01.0/0000:16:00.0/0000:17:01.0/0000:19:00.0": ("0x15b3", "0x020700", None),
+    "pci0000:15/0000:15:01.0/0000:16:00.0/0000:17:1f.0": ("0x10de", "0x068000", None),
+    "pci0000:00/0000:00:0c.0": ("0x8086", "0x060400", 0x1D),
+    "pci0000:00/0000:00:0c.0/0000:01:00.0": ("0x144d", "0x010802", None),
+}
+PORT = {"state": "4: ACTIVE\n", "phys_state": "5: LinkUp\n", "rate": "400 Gb/sec (4X NDR)\n",
+        "link_layer": "InfiniBand\n", "gids/0": "fe80:0000:0000:0000:0000:0000:0000:0001\n",
+        "gids/1": "0000:0000:0000:0000:0000:0000:0000:0000\n",
+        "gid_attrs/types/0": "IB/RoCE v1\n"}  # fmt: skip
+
+
+@pytest.fixture
+def sysfs(hardware, tmp_path, monkeypatch):
+    """node/hardware.py that looks at SYSFS."""
+
+    def put(path, text):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text) if isinstance(text, bytes) else path.write_text(text)
+
+    for at, (vendor, kind, acs) in SYSFS.items():
+        folder = tmp_path / "devices" / at
+        put(folder / "vendor", f"{vendor}\n")
+        put(folder / "class", f"{kind}\n")
+        capability = b"" if acs is None else struct.pack("<IHH", 0x000D | 1 << 16, 0x5F, acs)
+        put(folder / "config", b"\0" * 256 + capability + b"\0" * 64)
+        link = tmp_path / "bus/pci/devices" / folder.name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(folder)
+        if vendor == "0x15b3":
+            (folder / "infiniband/mlx5_0").mkdir(parents=True)
+    for name, text in PORT.items():
+        put(tmp_path / "class/infiniband/mlx5_0/ports/1" / name, text)
+    put(tmp_path / "kernel/iommu_groups/0/type", "identity\n")
+    put(tmp_path / "devices/system/cpu/cpu0/cpufreq/scaling_governor", "performance\n")
+    monkeypatch.setattr(hardware, "SYS", str(tmp_path))
+    return hardware
+
+
+def test_bridges_are_those_above_a_gpu_or_an_hca(sysfs):
+    assert sysfs.bridges({}) == {"0000:15:01.0": 0x1C, "0000:17:00.0": 0x1, "0000:17:01.0": 0x0}
+
+
+def test_what_is_on_the_bus_is_counted_whatever_the_driver_says(sysfs):
+    assert sysfs.hardware({}) == {
+        "gpus": 1, "nvswitches": 1, "iommu_groups": 1, "iommu_types": ["identity"],
+        "governors": ["performance"],
+    }  # fmt: skip
+
+
+def test_a_port_has_its_states_and_the_gids_that_are_set(sysfs):
+    assert sysfs.infiniband({}) == {
+        "mlx5_0/1": {
+            "state": "4: ACTIVE", "phys_state": "5: LinkUp", "rate": "400 Gb/sec (4X NDR)",
+            "link_layer": "InfiniBand",
+            "gids": [["fe80:0000:0000:0000:0000:0000:0000:0001", "IB/RoCE v1"]],
+        }
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("config", [b"", b"\0" * 64, b"\0" * 256, b"\xff" * 4096])
 def test_a_bridge_without_that_register_has_none(hardware, config):
     assert hardware.acs(config) is None

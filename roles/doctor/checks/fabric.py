@@ -7,15 +7,16 @@ from collections.abc import Iterable, Sequence
 
 from ..check import Host, Verdict, check, failed, passed, warned
 
-#: Source validation and the redirects of the ACS control register: each sends a transfer between
-#: two devices up to the root.
-REDIRECTS = 0x001D
+#: Of the ACS control register, what sends a transfer between two devices up to the root: redirection of
+#: requests and of completions, and upstream forwarding (Linux: PCI_ACS_RR, _CR, _UF). Source validation,
+#: bit 0, is no such thing.
+REDIRECTS = 0x001C
 
 
 @check(
     "pci.acs",
     "PCI bridges let GPUs and network cards talk directly",
-    looks_at="the ACS control register of every PCI bridge",
+    looks_at="the ACS control register of every PCI bridge above a GPU or an HCA",
     fix="sudo setpci -s BRIDGE ECAP_ACS+0x6.w=0000 at every boot, or ACS off in the BIOS",
     reference="nccl#304",
     gpus_only=True,
@@ -26,7 +27,7 @@ def acs(host: Host) -> Verdict | None:
     if on:
         said = f"ACS is on for {len(on)} of {len(bridges)} bridges: {', '.join(on[:3])}"
         return warned(said, f"for b in {' '.join(on)}; do sudo setpci -s $b ECAP_ACS+0x6.w=0000; done")
-    return passed(f"off on {len(bridges)} bridges")
+    return passed(f"off on {len(bridges)} bridges above GPUs and HCAs")
 
 
 @check(

@@ -6,27 +6,44 @@ import struct
 
 from reading import read
 
+SYS = "/sys"
+
 
 def hardware(_):
     """GPUs on the bus whatever the driver says, IOMMU groups, how the CPU's clock is set."""
-    pci = glob.glob("/sys/bus/pci/devices/*")
-    kinds = ((read(f"{path}/vendor") or "", read(f"{path}/class") or "") for path in pci)
-    nvidia = [kind[:6] for vendor, kind in kinds if vendor.strip() == "0x10de"]
-    types = glob.glob("/sys/kernel/iommu_groups/*/type")
-    governors = glob.glob("/sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor")
+    pci = glob.glob(f"{SYS}/bus/pci/devices/*")
+    nvidia = [kind(path) for path in pci if is_nvidias(path)]
+    types = glob.glob(f"{SYS}/kernel/iommu_groups/*/type")
+    governors = glob.glob(f"{SYS}/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor")
     return {
-        "gpus": sum(kind[:4] == "0x03" for kind in nvidia), "nvswitches": nvidia.count("0x0680"),
-        "iommu_groups": len(os.listdir("/sys/kernel/iommu_groups")),
+        "gpus": sum(one[:4] == "0x03" for one in nvidia), "nvswitches": nvidia.count("0x0680"),
+        "iommu_groups": len(os.listdir(f"{SYS}/kernel/iommu_groups")),
         "iommu_types": sorted({(read(path) or "").strip() for path in types}),
         "governors": sorted({(read(path) or "").strip() for path in governors}),
     }  # fmt: skip
 
 
+def is_nvidias(path):
+    return (read(f"{path}/vendor") or "").strip() == "0x10de"
+
+
+def kind(path):
+    """Class and subclass of a PCI device: 0x0302."""
+    return (read(f"{path}/class") or "")[:6]
+
+
 def bridges(_):
-    """{PCI bridge: its ACS control register}, for those that have one (PCIe 6.0, 7.7.11)."""
+    """{PCI bridge: its ACS control register}, for those that have one (PCIe 6.0, 7.7.11).
+
+    Only of bridges above a GPU or a card that does RDMA: through no other do those two talk.
+    """
+    pci = glob.glob(f"{SYS}/bus/pci/devices/*")
+    talking = [path for path in pci if is_nvidias(path) and kind(path)[:4] == "0x03"]
+    talking += [path for path in pci if os.path.isdir(f"{path}/infiniband")]
+    above = {name for path in talking for name in os.path.realpath(path).split("/")[:-1]}
     rows = {}
-    for folder in glob.glob("/sys/bus/pci/devices/*"):
-        if (read(f"{folder}/class") or "").startswith("0x0604"):
+    for folder in pci:
+        if os.path.basename(folder) in above and kind(folder) == "0x0604":
             with open(f"{folder}/config", "rb") as file:
                 control = acs(file.read(4096))
             if control is not None:
@@ -47,8 +64,8 @@ def acs(config):
 def infiniband(_):
     """{device/port: state, rate ...} and the kinds of its GIDs."""
     rows = {}
-    for folder in sorted(glob.glob("/sys/class/infiniband/*/ports/*")):
-        parts = folder.split("/")
+    for folder in sorted(glob.glob(f"{SYS}/class/infiniband/*/ports/*")):
+        *_, device, _, port = folder.split("/")
         row = {key: (read(f"{folder}/{key}") or "").strip()
                for key in ("state", "phys_state", "rate", "link_layer")}  # fmt: skip
         gids = ((path, (read(path) or "").strip()) for path in glob.glob(f"{folder}/gids/*"))
@@ -58,7 +75,7 @@ def infiniband(_):
             for path, gid in gids
             if gid.strip("0:")
         ]
-        rows[f"{parts[4]}/{parts[6]}"] = row
+        rows[f"{device}/{port}"] = row
     return rows
 
 

@@ -93,7 +93,9 @@ def seen(number: int) -> dict[str, Any]:
                   "(dvs-builder@U22-I3-B17-02-5)  Tue Sep 23 09:55:41 UTC 2025\n",
         "nvcc": "Cuda compilation tools, release 13.0, V13.0.88\n",
         "fabricmanager": "Fabric Manager version is : 580.95.05\n",
-        "packages": "hold installed nvidia-open-580 580.95.05-1\n",
+        "packages": "hold installed nvidia-open-580 580.95.05-1\n"
+                    "install installed libnvidia-container1 1.17.8-1\n"
+                    "install installed nvidia-container-toolkit 1.17.8-1\n",
         "gpu_processes": "700, 70000 MiB\n", "gpu_cgroups": {"700": OURS},
         "modules": "nvidia 100 1 - Live 0x0\n", "cmdline": "BOOT_IMAGE=/vmlinuz quiet iommu=pt\n",
         "hardware": {"gpus": 2, "nvswitches": 4, "iommu_groups": 90,

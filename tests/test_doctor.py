@@ -257,6 +257,20 @@ def test_of_several_hosts_the_odd_one_is_named_with_what_most_have():
     assert rows["b"].fix.startswith("sudo ip link set eth1 mtu")
 
 
+#: The names are those of NVIDIA/gpu-driver-container#186 and of roles/nvidia/table.py.
+@pytest.mark.parametrize("row", [
+    "linux-modules-nvidia-550-server-6.8.0-51-generic 6.8.0-51.52+1",
+    "libnvidia-compute-580-server:amd64 580.95.05-0ubuntu0.24.04.1", "nvidia-fabricmanager-580 580.95.05-1",
+    "libcuda1 1:580.95.05-1",
+])  # fmt: skip
+def test_what_an_upgrade_would_break_is_named(row):
+    name, _ = row.split()
+    gone = "deinstall config-files nvidia-dkms-580 580.95.05-1"
+    _, two = broken(set_to("packages", f"install installed {row}\n{gone}\n"))
+    (found,) = [one for one in examine([two]) if one.id == "gpu.packages"]
+    assert (found.status, found.fix) == ("warn", f"sudo apt-mark hold {name}")
+
+
 def test_a_bridge_that_only_validates_sources_redirects_nothing():
     # As `SrcValid+ TransBlk- ReqRedir- CmpltRedir- UpstreamFwd-` in nccl#606.
     _, two = broken(set_to("bridges 0000:00:01.1", 0x1))

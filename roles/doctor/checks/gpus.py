@@ -96,17 +96,28 @@ def driver(host: Host) -> Verdict | None:
     "gpu.packages",
     "The driver is held: no upgrade behind its back",
     looks_at="dpkg, unattended-upgrades",
-    fix="sudo apt-mark hold $(dpkg-query -W -f '${{Package}} ' 'nvidia-*' 'libnvidia-*')",
+    fix="sudo apt-mark hold PACKAGES on {host}",
     reference="homelab#4110",
     gpus_only=True,
 )
 def packages(host: Host) -> Verdict | None:
+    branch = loaded_driver((host.seen or {}).get("driver") or "").partition(".")[0]
     rows = [line.split() for line in host.get("packages").splitlines() if " installed " in line]
-    loose = [row[2] for row in rows if row[0] != "hold" and row[2].startswith(("nvidia", "libnvidia"))]
+    drivers = [row for row in rows if _is_drivers(row[2], row[3], branch)]
+    loose = [row[2] for row in drivers if row[0] != "hold"]
     automatic = properties((host.seen or {}).get("services") or "").get("unattended-upgrades", {})
     if loose and automatic.get("ActiveState") == "active":
-        return warned(f"unattended-upgrades runs and {len(loose)} packages are not held, as {loose[0]}")
-    return passed("held" if rows and not loose else "nothing upgrades by itself")
+        return warned(
+            f"unattended-upgrades runs and {len(loose)} packages are not held, as {loose[0]}",
+            f"sudo apt-mark hold {' '.join(loose)}",
+        )
+    return passed("held" if drivers and not loose else "nothing upgrades by itself")
+
+
+def _is_drivers(name: str, version: str, branch: str) -> bool:
+    """Not so the container toolkit and others beside it, which have versions of their own; signed modules
+    have the kernel's."""
+    return name.startswith("linux-") or version.rpartition(":")[2].startswith(f"{branch}.")
 
 
 @check(

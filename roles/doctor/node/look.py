@@ -47,7 +47,8 @@ PROGRAMS = {
 
 #: Only where there is a driver: on other nodes they cost time.
 PACKAGES = ["dpkg-query", "-W", "-f", "${db:Status-Want} ${db:Status-Status} ${Package} ${Version}\n",
-            "nvidia-*", "libnvidia-*", "linux-modules-nvidia-*"]  # fmt: skip
+            "nvidia-*", "libnvidia-*", "libcuda1", "linux-modules-nvidia-*", "linux-objects-nvidia-*",
+            "linux-signatures-nvidia-*"]  # fmt: skip
 
 LOOKS = {
     "host": network.names, "listeners": network.listeners,

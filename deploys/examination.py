@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from functools import cache
 from itertools import permutations
 from threading import Lock
+from typing import Any
 
 from pyinfra import host, state
 from pyinfra.api.exceptions import PyinfraError
@@ -13,7 +14,7 @@ from pyinfra.api.exceptions import PyinfraError
 from models.errors import BadInput
 from models.plan import Plan, Replica
 from models.weights import stored_bytes
-from roles import doctor, gateway, lock, nccl, remote, runtime, service, weights
+from roles import doctor, gateway, lock, nccl, remote, replicas, runtime, service, weights
 from roles.barrier import barrier
 
 from . import fabric
@@ -62,6 +63,19 @@ def expected(name: str) -> doctor.Expected:
         environment_of={replica.name: _ranks_environment(replica, own) for replica in mine},
         names_hcas=isinstance(own.hcas, str) and own.hcas != nccl.AUTO,
     )
+
+
+def journal(lines: int, of: str = "") -> dict[str, Any]:
+    """The last lines of this host's units in the journal, and which host is the head of each of its replicas.
+
+    + of: only of this replica's units
+    """
+    made, units = plans(), f"rackserve-{of}-*" if of else "rackserve-*"
+    its = None if isinstance(made, str) else of_host(made, host.name)
+    return {
+        "lines": host.get_fact(replicas.Journal, pattern=units, lines=lines),
+        "heads": {replica.name: replica.head.name for replica in (its.on(host.name) if its else ())},
+    }
 
 
 def measure(of: str = "") -> None:

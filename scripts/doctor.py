@@ -65,7 +65,7 @@ def _examine(inventory: str, replica: str | None, deep: bool, as_json: bool) -> 
         known = sorted({name for host in hosts for name in host.expected.replicas})
         hosts = [host for host in hosts if replica in host.expected.replicas]
         if not hosts:
-            raise Refused(f"no {replica} in the plan; there are: {', '.join(known) or 'none'}")
+            raise _unknown(replica, known)
     from roles.doctor import examine, measured
 
     rows = [finding.as_row() for finding in examine(measured(hosts))]
@@ -75,6 +75,15 @@ def _examine(inventory: str, replica: str | None, deep: bool, as_json: bool) -> 
         _print(rows, len(hosts))
     if any(row["status"] == "fail" for row in rows):
         raise click.exceptions.Exit(1)
+
+
+def _unknown(replica: str, known: Sequence[str]) -> Refused:
+    return Refused(f"no {replica} in the plan; there are: {', '.join(known) or 'none'}")
+
+
+def _said(lines: Sequence[str]) -> bool:
+    """Whether there is more in a journal than that there is nothing."""
+    return any(not line.startswith("-- ") for line in lines)
 
 
 def _hosts(inventory: str, data: Sequence[str]) -> list[Any]:
@@ -126,7 +135,12 @@ def _print(rows: list[dict[str, Any]], hosts: int) -> None:
 
 
 def _logs(inventory: str, replica: str | None, as_json: bool) -> None:
-    journals, trouble = look(inventory, "journals", _part=f"{replica or ''}*", _lines=LINES)
+    seen, trouble = look(inventory, "doctor", _logs=LINES, _replica=replica or "")
+    journals = {host: its["lines"] for host, its in seen.items()}
+    known = sorted({name for its in seen.values() for name in its["heads"]})
+    # What is not in the plan any more may still have said something.
+    if replica and replica not in known and not any(map(_said, journals.values())):
+        raise _unknown(replica, known)
     from roles.doctor import diagnose
 
     causes = diagnose(journals)

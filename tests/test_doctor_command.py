@@ -211,6 +211,34 @@ def test_journals_without_a_known_cause(answering):
     assert done.returncode == 0 and "no known cause" in done.stdout
 
 
+NO_MEMORY = "2026-11-24T04:10:00+0000 gpu1 vllm[812]: ValueError: No available memory for the cache blocks."
+REPLICAS = {"model": "llama-3.1-70b-instruct", "tensor_parallel": 2, "context": 2048, "replicas": 2,
+            "gpu": "H200"}  # fmt: skip
+
+
+def journals(answering, says):
+    """An inventory of two hosts, a replica on each; {pattern of units: what both journals have of them}."""
+    responses = {**says, "journalctl": ["-- No entries --"]}
+    return answering({1: None, 2: None}, fake_responses=responses, **REPLICAS)
+
+
+def test_of_one_replica_only_its_own_units_are_read(answering):
+    says = {"rackserve-replica-1-*": [NO_MEMORY], "rackserve-replica-1*": ["of replica-10"]}
+    done = rackserve("doctor", "--logs", "--json", "--replica", "1", "-i", journals(answering, says))
+    assert [row["id"] for row in json.loads(done.stdout)] == ["log.memory-none"] * 2
+
+
+def test_a_replica_that_never_was_has_no_journals(answering):
+    said = refused(rackserve("doctor", "--logs", "--replica", "7", "-i", journals(answering, {})))
+    assert said == "no replica-7 in the plan; there are: replica-0, replica-1"
+
+
+def test_a_replica_that_is_no_more_has_journals(answering):
+    says = {"rackserve-replica-7-*": [NO_MEMORY]}
+    done = rackserve("doctor", "--logs", "--replica", "7", "-i", journals(answering, says))
+    assert done.returncode == 1 and "no memory for a KV cache" in done.stdout
+
+
 def test_preflight_ends_the_run_naming_host_check_and_fix(answering):
     done = rackserve("deploy", "preflight", "-i", answering({1: seen(1), 2: seen(2)}))
     assert done.returncode == 1

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from roles.doctor import SIGNATURES, diagnose
+from tests.seen import RECORDED
 
 V = "2026-11-24T04:10:00+0000 node1 vllm[812]: "
 
@@ -37,6 +38,17 @@ LINES = {
     ),
     # vllm#9329
     "log.nccl-tcp": ("3837134f4773:4457:4457 [0] NCCL INFO Using network Socket", "Using network Socket"),
+    # nccl-tests#206
+    "log.memlock": (
+        "misc/ibvwrap.cc:278 NCCL WARN Call to ibv_reg_mr_iova2 failed with error Cannot allocate memory",
+        "Call to ibv_reg_mr_iova2 failed with error Cannot allocate memory",
+    ),
+    # ray#53845
+    "log.step-timeout": (
+        "ERROR 06-16 10:59:13 [core.py:505] ray.exceptions.RayChannelTimeoutError: System error: Timed out"
+        " waiting for object available to read. ObjectID: 00cc316456d39201286bda103a37bbae72e42e38",
+        "Timed out waiting for object available to read",
+    ),
     "log.memory-free": (
         "ValueError: Free memory on device cuda:0 (31.02/79.11 GiB) on startup is less than desired GPU"
         " memory utilization (0.92, 72.78 GiB). Decrease GPU memory utilization or reduce GPU memory"
@@ -108,10 +120,42 @@ def test_every_signature_has_a_line():
     assert set(LINES) == {one.id for one in SIGNATURES}
 
 
-def test_gloo_says_it_in_other_words_too():
-    line = "Gloo connectFullMesh failed with [../third_party/gloo/gloo/transport/tcp/pair.cc:144] no error"
-    (cause,) = diagnose({"node1": [line]})
-    assert cause.id == "log.gloo-loopback"
+@pytest.mark.parametrize(("id", "line"), [
+    ("log.gloo-loopback",
+     "Gloo connectFullMesh failed with [../third_party/gloo/gloo/transport/tcp/pair.cc:144] no error"),
+    # torch/csrc/distributed/c10d/GlooDeviceFactory.cpp, as torch 2.7 prints it
+    ("log.gloo-loopback",
+     "[rank0]:[W427 03:10:15.652192062 ProcessGroupGloo.cpp:715] Warning: Unable to resolve hostname to a"
+     " (local) address. Using the loopback address as fallback. Manually set the network interface to bind"
+     " to with GLOO_SOCKET_IFNAME. (function operator())"),
+    # vllm#15255: as torch repeats it, without NCCL_DEBUG
+    ("log.shm",
+     "(VllmWorker rank=1 pid=97) ERROR 03-20 23:26:06 [multiproc_executor.py:375] Error while creating"
+     " shared memory segment /dev/shm/nccl-6R371p (size 9637888)"),
+    # nccl#226
+    ("log.nccl-tcp",
+     "ip-172-31-12-210:45305:45305 [0] NCCL INFO NET/Socket : Using [0]ens3:172.31.12.210<0>"),
+    # ollama#11231
+    ("log.memory-host", "nixos systemd[1]: ollama.service: Failed with result 'oom-kill'."),
+    # NCCL's user guide; its older releases say no more
+    ("log.memlock", "NCCL WARN Call to ibv_reg_mr failed"),
+    ("log.memlock", "NCCL WARN Call to ibv_create_qp failed"),
+    # vllm#17965
+    ("log.step-timeout", "TimeoutError: RPC call to execute_model timed out."),
+])  # fmt: skip
+def test_a_cause_has_other_words_too(id, line):
+    assert [cause.id for cause in diagnose({"node1": [line]})] == [id]
+
+
+@pytest.mark.parametrize("name", ["ib", "ib-host", "roce-init", "ibext"])
+def test_what_nccl_says_over_infiniband_is_no_cause(name):
+    assert diagnose({"node1": (RECORDED / f"nccl.{name}.txt").read_text().splitlines()}) == []
+
+
+def test_memory_that_is_not_there_is_not_memory_that_may_not_be_pinned():
+    # nvidia's driver and the card's disagree, with `ulimit -l` unlimited
+    line = "misc/ibvwrap.cc:153 NCCL WARN Call to ibv_reg_mr failed with error Bad address"
+    assert diagnose({"node1": [line]}) == []
 
 
 def test_the_versions_stand_in_the_lines_after_it():

@@ -56,7 +56,8 @@ SIGNATURES = (
     ),
     Signature(
         id="log.gloo-loopback",
-        pattern=r"Gloo connectFullMesh failed|connect \[127\.\d+\.\d+\.\d+\]:\d+: Connection refused",
+        pattern=r"Gloo connectFullMesh failed|connect \[127\.\d+\.\d+\.\d+\]:\d+: Connection refused"
+        r"|Unable to resolve hostname to a \(local\) address\. Using the loopback address as fallback",
         cause="Gloo takes an address on which the other nodes do not reach it, as loopback",
         fix="rackserve doctor: host.name, units.address, host.firewall",
         reference="vllm#7074",
@@ -72,11 +73,30 @@ SIGNATURES = (
     ),
     Signature(
         id="log.nccl-tcp",
-        pattern=r"NCCL INFO (NET/IB : No device found|Using network Socket|Channel \S+ : .* via NET/Socket)",
+        pattern=r"NCCL INFO (NET/IB : No device found|Using network Socket|NET/Socket : Using \S+"
+        r"|Channel \S+ : .* via NET/Socket)",
         cause="NCCL goes over TCP (NET/Socket), not over InfiniBand (NET/IB)",
         fix="rackserve doctor: ib.ports, ib.verbs, units.memlock; right where the nodes have no InfiniBand",
         reference="vllm#6610",
         source="nccl/src/transport/net_ib; nccl/src/init.cc",
+    ),
+    Signature(
+        id="log.memlock",
+        pattern=r"Call to ibv_(?:reg_mr\w*|create_[cq][qp]) failed"
+        r"(?: with error Cannot allocate memory|\s*$)",
+        cause="NCCL may not pin the memory that it needs for InfiniBand or RoCE",
+        fix="rackserve doctor: units.memlock; then rackserve deploy serve",
+        reference="nccl-tests#206",
+        source="nccl/src/misc/ibvwrap.cc; NCCL's user guide, troubleshooting: InfiniBand",
+    ),
+    Signature(
+        id="log.step-timeout",
+        pattern=r"RayChannelTimeoutError: .*Timed out waiting for object available to read"
+        r"|RPC call to \w+ timed out",
+        cause="a step took longer than vLLM waits (300 s): a rank hangs or is gone, or the network stalls",
+        fix="rackserve logs: who fell silent; rackserve doctor: gpu.xid, ib.ports, net.errors, memory.killed",
+        reference="vllm#15102",
+        source="vllm/v1/executor/multiproc_executor.py:442; ray/exceptions.py:1071",
     ),
     Signature(
         id="log.memory-free",
@@ -115,13 +135,13 @@ SIGNATURES = (
     ),
     Signature(
         id="log.memory-host",
-        pattern=r"A process of this unit has been killed by the OOM killer"
+        pattern=r"A process of this unit has been killed by the OOM killer|Failed with result 'oom-kill'"
         r"|Memory on the node .* was [\d.]+GB / [\d.]+GB \([\d.]+\), which exceeds the memory usage "
         r"threshold of [\d.]+",
         cause="the host ran out of memory",
         fix="rackserve doctor: memory.killed, memory.cache; less cpu-offload-gb, fewer max-num-seqs",
         reference="ROLL#234",
-        source="systemd src/core/unit.c; ray doc/source/ray-core/scheduling/ray-oom-prevention.rst",
+        source="systemd src/core; ray doc/source/ray-core/scheduling/ray-oom-prevention.rst",
     ),
     Signature(
         id="log.ready-timeout",
@@ -133,7 +153,7 @@ SIGNATURES = (
     ),
     Signature(
         id="log.shm",
-        pattern=r"NCCL WARN Error while creating shared memory segment (/dev/shm/\S+) \(size (\d+)\)"
+        pattern=r"Error while creating shared memory segment (/dev/shm/\S+) \(size (\d+)\)"
         r"|/dev/shm has only (\d+) bytes available",
         cause="/dev/shm is too small, or full of what dead processes left",
         fix="rackserve doctor: shm.size, shm.stale",

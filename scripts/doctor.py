@@ -143,7 +143,8 @@ def _logs(inventory: str, replica: str | None, as_json: bool) -> None:
         raise _unknown(replica, known)
     from roles.doctor import diagnose
 
-    causes = diagnose(journals)
+    heads = {host: list(dict.fromkeys(its["heads"].values())) for host, its in seen.items()}
+    causes = diagnose(journals, heads)
     if as_json:
         click.echo(json.dumps([vars(cause) for cause in causes], indent=1))
     for cause in () if as_json else causes:

@@ -19,12 +19,14 @@ def answering(tmp_path):
     """answering({1: what gpu1 sees, 2: None}): an inventory; None: nothing could be asked there.
 
     + measured: {1: {what: what was measured on gpu1}}
+    + journals: {1: the lines of gpu1's}
     """
 
-    def made(hosts, measured=None, **data):
+    def made(hosts, measured=None, journals=None, **data):
         def of(number, saw):
             says: dict = {"python3 -I -S - take": "0"}  # the lock was free
             says |= {"python3 -I -c": json.dumps({**saw, "time": 4e9})} if saw else {}
+            says |= {"journalctl": journals[number]} if journals else {}
             for what, found in (measured or {}).get(number, {}).items():
                 says[f"/run/rackserve-doctor-{what}/answer"] = json.dumps(found)
             # The command of an operation that cannot go on; on a fake host it too succeeds.
@@ -226,6 +228,15 @@ def test_of_one_replica_only_its_own_units_are_read(answering):
     says = {"rackserve-replica-1-*": [NO_MEMORY], "rackserve-replica-1*": ["of replica-10"]}
     done = rackserve("doctor", "--logs", "--json", "--replica", "1", "-i", journals(answering, says))
     assert [row["id"] for row in json.loads(done.stdout)] == ["log.memory-none"] * 2
+
+
+def test_what_a_worker_said_before_its_head_served_is_history(answering):
+    serves = "2026-11-24T04:{}:00+0000 gpu1 vllm[812]: INFO:     Application startup complete."
+    for minute, causes in (("11", []), ("09", ["@fake/gpu2"])):
+        said = {1: [serves.format(minute)], 2: [NO_MEMORY]}
+        inventory = answering({1: None, 2: None}, journals=said, **TWO_NODES)
+        done = rackserve("doctor", "--logs", "--json", "-i", inventory)
+        assert [row["host"] for row in json.loads(done.stdout)] == causes
 
 
 def test_a_replica_that_never_was_has_no_journals(answering):

@@ -174,6 +174,36 @@ def test_what_came_before_it_served_is_history():
     assert [one.times for one in diagnose({"node1": [bad, serves, bad, bad]})] == [2]
 
 
+def said(minute, text, host="node1"):
+    return f"2026-11-24T04:{minute:02}:00+0000 {host} vllm[812]: {text}"
+
+
+READY, BAD = "INFO:     Application startup complete.", LINES["log.memory-none"][0]
+
+
+def test_what_came_on_a_worker_before_its_head_served_is_history():
+    head, heads = [said(10, READY)], {"a": ["a"], "b": ["a"]}
+    assert diagnose({"a": head, "b": [said(9, BAD), "  more of it"]}, heads) == []
+    (cause,) = diagnose({"a": head, "b": [said(9, BAD), said(11, BAD), "  more of it"]}, heads)
+    assert (cause.host, cause.times, cause.evidence[:16]) == ("b", 1, "2026-11-24T04:11")
+
+
+def test_the_clock_of_a_worker_may_be_in_another_zone():
+    line = "2026-11-24T06:09:00+0200 b vllm[812]: " + BAD
+    assert diagnose({"a": [said(10, READY)], "b": [line]}, {"b": ["a"]}) == []
+
+
+@pytest.mark.parametrize(("heads", "more"), [
+    (None, {}),  # there is no plan
+    ({"b": ["a", "c"]}, {}),  # the other one cannot be reached
+    ({"b": ["a", "c"]}, {"c": [said(12, "INFO starting")]}),  # it never served
+    ({"b": ["a", "c"]}, {"c": [said(8, READY)]}),  # it served earlier, and this may be of it
+])  # fmt: skip
+def test_what_may_be_of_a_replica_that_did_not_serve_since_is_told(heads, more):
+    journals = {"a": [said(10, READY)], "b": [said(9, BAD)], **more}
+    assert [cause.host for cause in diagnose(journals, heads)] == ["b"]
+
+
 def test_what_most_hosts_say_comes_first():
     one, other = LINES["log.port"][0], LINES["log.shm"][0]
     causes = diagnose({"a": [one], "b": [other], "c": [other]})

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,9 +201,20 @@ SIGNATURES = (
 SERVES = "Application startup complete."
 
 
-def diagnose(journals: Mapping[str, Sequence[str]]) -> list[Cause]:
-    """The known causes in each host's lines, since it last served; those that most hosts have first."""
-    found = [cause for host, lines in journals.items() for cause in _causes(host, _since_served(lines))]
+def diagnose(
+    journals: Mapping[str, Sequence[str]], heads: Mapping[str, Sequence[str]] | None = None
+) -> list[Cause]:
+    """The known causes in each host's lines, since it last served; those that most hosts have first.
+
+    + heads: {host: the heads of its replicas}: only they say that they serve
+    """
+    found: list[Cause] = []
+    for host, lines in journals.items():
+        of = (heads or {}).get(host, ())
+        starts = [start for head in of if (start := _served(journals.get(head, ())))]
+        # Of several replicas, what is younger than the first of their starts may be any one's.
+        since = min(starts) if starts and len(starts) == len(of) else None
+        found += _causes(host, _after(_since_served(lines), since))
     spread = {one.id: sum(other.id == one.id for other in found) for one in found}
     return sorted(found, key=lambda one: -spread[one.id])
 
@@ -209,6 +222,26 @@ def diagnose(journals: Mapping[str, Sequence[str]]) -> list[Cause]:
 def _since_served(lines: Sequence[str]) -> Sequence[str]:
     served = [at for at, line in enumerate(lines) if SERVES in line]
     return lines[served[-1] + 1 :] if served else lines
+
+
+def _after(lines: Sequence[str], since: datetime | None) -> Sequence[str]:
+    """From the first one on that is younger."""
+    if since is None:
+        return lines
+    young = (at for at, line in enumerate(lines) if (when := _time(line)) and when > since)
+    return lines[next(young, len(lines)) :]
+
+
+def _served(lines: Sequence[str]) -> datetime | None:
+    """When vLLM last said there that it serves."""
+    return next((_time(line) for line in reversed(lines) if SERVES in line), None)
+
+
+def _time(line: str) -> datetime | None:
+    """As `journalctl --output=short-iso` has it; what goes on for more lines has one on the first."""
+    with suppress(ValueError):
+        return datetime.strptime(line.split(" ", 1)[0], "%Y-%m-%dT%H:%M:%S%z")
+    return None
 
 
 def _causes(host: str, lines: Sequence[str]) -> Iterable[Cause]:

@@ -238,6 +238,13 @@ def test_what_is_not_understood_is_unknown_with_what_was_odd():
     assert finding.status == "unknown" and "not understood" in finding.evidence
 
 
+def test_what_a_check_of_all_hosts_does_not_understand_ends_no_other():
+    hosts = broken(set_to(IB + "rate", ""))  # active, and no word of how fast
+    rows = [row for row in examine(hosts) if row.status == "unknown"]
+    assert {row.id for row in rows} == {"gpu.allreduce"} and "not understood: IndexError" in rows[0].evidence
+    assert {row.id for row in examine(hosts)} == set(CHECKS)
+
+
 def test_a_host_out_of_reach_is_a_result_and_the_others_are_judged():
     one, _ = healthy()
     away = Host(name="gpu2", expected=Expected(address="10.0.0.2"), lacks="cannot be reached over SSH")

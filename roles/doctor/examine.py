@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from . import checks  # noqa: F401  (fills the registry)
 from .check import CHECKS, STATUSES, Check, Host, Status, Unclear, Verdict
+
+#: What a check raises of output that is not as it knows it.
+ODD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def _findings(check: Check, hosts: Sequence[Host]) -> Iterator[Finding]:
     if check.deep:
         of = [host for host in of if host.measured is not None]
     if check.across:
-        verdicts = check.judge(of)
+        verdicts = judged_across(check, of)
         yield from (_finding(check, host, verdicts[host.name]) for host in of if host.name in verdicts)
         return
     for host in of:
@@ -70,9 +73,22 @@ def judged(check: Check, host: Host) -> Verdict | None:
         verdict: Verdict | None = check.judge(host)
     except Unclear as unclear:
         return Verdict("unknown", str(unclear))
-    except (LookupError, ValueError, TypeError, AttributeError) as error:
-        return Verdict("unknown", f"not understood: {type(error).__name__}: {error}"[:160])
+    except ODD as error:
+        return _odd(error)
     return verdict
+
+
+def judged_across(check: Check, hosts: Sequence[Host]) -> Mapping[str, Verdict]:
+    """The same of a check of all hosts; what it does not understand of one it says of all."""
+    try:
+        verdicts: Mapping[str, Verdict] = check.judge(hosts)
+    except ODD as error:
+        return {host.name: _odd(error) for host in hosts}
+    return verdicts
+
+
+def _odd(error: Exception) -> Verdict:
+    return Verdict("unknown", f"not understood: {type(error).__name__}: {error}"[:160])
 
 
 def _finding(check: Check, host: Host, verdict: Verdict) -> Finding:

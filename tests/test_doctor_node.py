@@ -83,6 +83,16 @@ def test_a_broken_off_download_is_seen(tmp_path):
     assert looked(weights=str(tmp_path))["weights"]["broken"] == ["a.safetensors.incomplete"]
 
 
+@pytest.mark.parametrize(("command", "runs"), [
+    ("vllm serve llama", "vllm"), ("/opt/venv/bin/python3.12 /opt/venv/bin/vllm serve llama", "vllm"),
+    ("python3 -I -X dev -m vllm.entrypoints.openai.api_server", "vllm"), ("python /usr/bin/ray start", "ray"),
+    ("tail -f vllm", "tail"), ("vim /etc/vllm", "vim"), ("python3 train.py vllm", "train.py"),
+    ("python3 -c vllm", "-c"), ("python3", ""), ("", ""),
+])  # fmt: skip
+def test_a_process_is_what_it_runs_not_what_it_reads(imported, command, runs):
+    assert imported("system").program(command.split(" ")) == runs
+
+
 def test_packages_of_an_environment_are_listed(tmp_path):
     packages = tmp_path / "lib/python3.12/site-packages"
     for name in ("ray-2.60.0", "torch-2.14.0"):

@@ -47,12 +47,26 @@ def processes(_):
     rows = []
     for folder in glob.glob("/proc/[0-9]*"):
         name = (read(f"{folder}/comm") or "").strip()
-        words = (read(f"{folder}/cmdline") or "").split("\0")[:3]
-        known = {os.path.basename(word) for word in words if len(word) < 300} & {"vllm", "ray"}
-        if name in ("raylet", "gcs_server") or name.startswith("VLLM::") or known:
+        runs = program((read(f"{folder}/cmdline") or "").split("\0"))
+        if name in ("raylet", "gcs_server") or name.startswith("VLLM::") or runs in ("vllm", "ray"):
             pid = os.path.basename(folder)
             rows.append([int(pid), name, cgroup(pid)])
     return sorted(rows)
+
+
+def program(words):
+    """What runs: the first word of a command, or the script or the package that a Python there runs."""
+    name, words = os.path.basename(words[0]), iter(words[1:])
+    if not re.match(r"python[\d.]*$", name):
+        return name
+    for word in words:
+        if word in ("-X", "-W"):
+            next(words, "")
+        elif word == "-m":
+            return next(words, "").split(".")[0]
+        elif word == "-c" or not word.startswith("-"):
+            return os.path.basename(word)
+    return ""
 
 
 def packages(asked):

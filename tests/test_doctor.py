@@ -278,6 +278,15 @@ def test_what_an_upgrade_would_break_is_named(row):
     assert (found.status, found.fix) == ("warn", f"sudo apt-mark hold {name}")
 
 
+def test_an_error_in_sram_is_counted_once_in_its_life():
+    at, text = H100.rindex("SRAM Uncorrectable Parity     : 0"), H100
+    for name in ("SRAM Uncorrectable Parity     ", "SRAM L2                       "):
+        text = text[:at] + text[at:].replace(f"{name}: 0", f"{name}: 2")
+    _, two = broken(set_to("nvidia_smi", text))
+    (found,) = [one for one in examine([two]) if one.id == "gpu.ecc"]
+    assert (found.status, found.evidence) == ("warn", "2 uncorrectable in its life on 00000000:19:00.0")
+
+
 def test_a_bridge_that_only_validates_sources_redirects_nothing():
     # As `SrcValid+ TransBlk- ReqRedir- CmpltRedir- UpstreamFwd-` in nccl#606.
     _, two = broken(set_to("bridges 0000:00:01.1", 0x1))

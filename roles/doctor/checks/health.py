@@ -40,7 +40,8 @@ def ecc(host: Host) -> Verdict | None:
         if gpu.get("ECC Mode/Current") == "Disabled":
             off.append(gpu["Bus"])
         for name, value in gpu.items():
-            if "Uncorrectable" in name and name.startswith("ECC Errors/"):
+            # "Aggregate Uncorrectable SRAM Sources" says once more where those of SRAM were.
+            if name.startswith(("ECC Errors/Volatile/", "ECC Errors/Aggregate/")) and "Uncorrectable" in name:
                 (now if "/Volatile/" in name else ever)[gpu["Bus"]] += _number(value)
     for bus, errors in now.items():
         if errors:

@@ -129,6 +129,58 @@ BROKEN = {
 }  # fmt: skip
 
 
+def all_down(seen):
+    for port in seen["infiniband"].values():
+        port["state"] = "1: DOWN"
+
+
+def mixed(seen):
+    first, second = SMI.rsplit("GPU 00000000:", 1)
+    seen["nvidia_smi"] = f"{first}GPU 00000000:{second.replace('H100 80GB HBM3', 'H200')}"
+
+
+#: leptonai/gpud 3abba84, components/accelerator/nvidia/sxid/README.md: what nvidia-smi says after Xid 79.
+NO_HANDLE = "Unable to determine the device handle for GPU0000:91:00.0: Unknown Error\n"
+LOW = "Max locked memory         8388608              8388608              bytes     \n"
+
+#: What else makes a check speak: (check, what, its verdict, words of the evidence).
+BRANCHES = [
+    ("host.name", set_to("host addresses", []), "fail", "gpu2 resolves to nothing"),
+    ("host.name", set_to("host name", "1002"), "fail", "1002 is all digits"),
+    ("host.name", promised(peers={}), "pass", "it is alone"),
+    ("net.address", set_to("net up", False), "fail", "eth1 is down"),
+    ("net.address", promised(interface="eth0"), "fail", "10.0.0.2 is on eth1, not on eth0"),
+    ("net.path", set_to("peers 10.0.0.1", [False, False]), "warn", "no answer from gpu1: cut off, or"),
+    ("ib.ports", all_down, "fail", "mlx5_0/1 1: DOWN, mlx5_1/1 1: DOWN"),
+    ("gpu.driver", set_to("nvidia_smi", NO_HANDLE), "fail", "it does not answer: Unable to determine"),
+    ("gpu.model", mixed, "fail", "different ones: NVIDIA H100 80GB HBM3, NVIDIA H200"),
+    ("gpu.model", promised(gpu=None), "warn", "the inventory names none"),
+    ("gpu.model", promised(gpu="H9000"), "warn", "the inventory says H9000"),
+    ("gpu.rows", smi("Failure Occurred        : No", "Failure Occurred : Yes"), "fail", "remapping failed"),
+    ("gpu.ecc", smi("ECC Mode\n        Current                           : Enabled",
+                    "ECC Mode\n        Current : Disabled"), "warn", "ECC is off on 00000000:19:00.0"),
+    ("units.state", lambda seen: seen["units"][0].update(ActiveState="failed", SubState="failed",
+                                                         Result="exit-code"),
+     "fail", "rackserve-replica-0-vllm.service is failed (exit-code), 0 restarts"),
+    ("units.memlock", set_to("units 0 limits", LOW), "fail", "vllm.service runs with 8388608 bytes"),
+    ("weights.disk", set_to("mounts", "/dev/sda1 / ext4 ro,relatime 0 0\n"), "pass", "on ext4"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("id", "change", "status", "words"), BRANCHES)
+def test_a_check_speaks_of_what_else_may_be(id, change, status, words):
+    (found,) = [one for one in examine(broken(change)) if (one.id, one.host) == (id, "gpu2")]
+    assert found.status == status and words in found.evidence and bool(found.fix) == (status != "pass")
+
+
+def test_a_disk_that_takes_nothing_is_a_failure_where_weights_are_to_come():
+    _, two = broken(set_to("mounts", "/dev/sda1 / ext4 ro,relatime 0 0\n"))
+    bare = dataclasses.replace(two, expected=dataclasses.replace(two.expected, weights=""))
+    bare.seen["folders"]["/var/lib/rackserve"]["there"] = "/var/lib"
+    (found,) = [one for one in examine([bare]) if one.id == "weights.disk"]
+    assert (found.status, found.evidence) == ("fail", "ext4, read-only") and "remount,rw" in found.fix
+
+
 def broken(change):
     one, two = healthy()
     if change is None:

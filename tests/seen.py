@@ -1,8 +1,9 @@
 """What node/look.py would see on healthy nodes, for the tests of the checks.
 
-`nvidia-smi -q` is recorded (tests/recorded) and brought up to a driver that vLLM's CUDA runs on; NVLink's
-lines are as on two bridged H100 PCIe, where a third of the links is inactive and all is well. The rest is
-synthetic, of the form that the lab's nodes and the kernel's documentation show.
+`nvidia-smi -q` is recorded (tests/recorded) and brought up to a driver that vLLM's CUDA runs on; so are the
+kernel's lines of faults, what InfiniBand's ports say, and /etc/os-release. NVLink's lines are as on two
+bridged H100 PCIe, where a third of the links is inactive and all is well. The rest is synthetic, of the
+form that the lab's nodes and the kernel's documentation show.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ _BESIDE = [
     for unit in ("rackserve-replica-0-gang.service", "rackserve-gateway-haproxy.service")
 ]
 
+#: Each value is one of an H100 node's: leptonai/gpud adf5017, 6e15cf1, 74dd83f (Apache-2.0), components/
+#: accelerator/nvidia/infiniband/class/testdata/sys-class-infiniband-h100.0: mlx5_0, mlx5_5, mlx5_6.
 _IB = {"state": "4: ACTIVE", "phys_state": "5: LinkUp", "rate": "400 Gb/sec (4X NDR)",
        "link_layer": "InfiniBand", "gids": []}  # fmt: skip
 _ROCE = {**_IB, "link_layer": "Ethernet",
@@ -70,7 +73,7 @@ def seen(number: int) -> dict[str, Any]:
     address = f"10.0.0.{number}"
     network = {"VLLM_HOST_IP": address, "NCCL_SOCKET_IFNAME": "=eth1", "GLOO_SOCKET_IFNAME": "eth1"}
     return copy.deepcopy({
-        "os": 'PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\nVERSION_ID="12"\nID=debian\n',
+        "os": (RECORDED / "os-release.debian12.txt").read_text(),
         "host": {"name": f"gpu{number}", "addresses": [address]}, "synchronized": True, "reboot": None,
         "nccl": _NCCL,
         "services": "Id=nvidia-fabricmanager.service\nLoadState=loaded\nActiveState=active\n\n"

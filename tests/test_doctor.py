@@ -1,12 +1,13 @@
 """The checks: all pass on healthy hosts, and each has what makes it speak up."""
 
 import dataclasses
+import re
 
 import pytest
 
 from roles.doctor import CHECKS, Expected, Host, examine, registry
 from roles.doctor.check import STATUSES
-from tests.seen import H100, NCCL_IB, NVLINK, SMI, WEIGHTS, GiB, healthy, kernel
+from tests.seen import H100, NCCL_IB, NVLINK, RECORDED, SMI, WEIGHTS, GiB, healthy, kernel
 
 OTHERS = "/user.slice/session-3.scope"
 STRAY = [31, "raylet", OTHERS]
@@ -328,6 +329,37 @@ def test_what_an_upgrade_would_break_is_named(row):
     _, two = broken(set_to("packages", f"install installed {row}\n{gone}\n"))
     (found,) = [one for one in examine([two]) if one.id == "gpu.packages"]
     assert (found.status, found.fix) == ("warn", f"sudo apt-mark hold {name}")
+
+
+WELL = dict.fromkeys(("gpu.ecc", "gpu.rows", "gpu.slowdown"), ("pass", "none"))
+WELL |= {"gpu.mig": ("pass", "off"), "gpu.pcie": ("pass", "full")}
+
+
+@pytest.mark.parametrize(("name", "other"), [
+    ("h200", {}),
+    ("gh200", {"gpu.ecc": ("warn", "1 uncorrectable in its life on 00000000:DD:00.0")}),
+    ("rtx5090", {"gpu.pcie": ("warn", "8x of 16x on 00000000:02:00.0")}),
+])  # fmt: skip
+def test_what_gpus_and_drivers_of_other_kinds_say_is_understood(name, other):
+    text = (RECORDED / f"nvidia-smi-q.{name}.txt").read_text()
+    _, two = broken(set_to("nvidia_smi", text))
+    found = {one.id: (one.status, one.evidence) for one in examine([two])}
+    assert {id: found[id] for id in WELL} == {**WELL, **other}
+
+
+def test_ports_of_infiniband_and_ethernet_say_what_they_do():
+    text = (RECORDED / "ibstatus.a100.txt").read_text()
+    keys = (("state", "state"), ("phys state", "phys_state"), ("rate", "rate"), ("link_layer", "link_layer"))
+    ports = {
+        re.match(r"\S+ device '(\w+)' port (\d)", block).expand(r"\1/\2"): {
+            key: re.search(rf"(?m)^ +{name}: +(.*)", block)[1] for name, key in keys
+        } | {"gids": []}
+        for block in text.split("\n\n")
+    }  # fmt: skip
+    found = {one.id: one for one in examine([broken(set_to("infiniband", ports))[1]])}
+    assert found["ib.ports"].evidence == "3 at 200 Gb/sec (4X HDR), 40 Gb/sec (4X QDR)"
+    # Of what has no GID at all, as Azure's card for the network beside its HCAs, nothing goes over RoCE.
+    assert "ib.gid" not in found
 
 
 def test_an_error_in_sram_is_counted_once_in_its_life():

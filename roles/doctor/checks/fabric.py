@@ -114,7 +114,7 @@ def _is_v2(gid: tuple[str, str]) -> bool:
 )
 def gid(host: Host) -> Verdict | None:
     roce = {name: port for name, port in host.get("infiniband").items()
-            if port["link_layer"] == "Ethernet" and "ACTIVE" in port["state"]}  # fmt: skip
+            if port["link_layer"] == "Ethernet" and "ACTIVE" in port["state"] and port["gids"]}  # fmt: skip
     if not roce:
         return None
     without = [name for name, port in sorted(roce.items()) if not any(map(_is_v2, port["gids"]))]

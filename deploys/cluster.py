@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pyinfra import host, inventory, state
 from pyinfra.api.exceptions import PyinfraError
+from pyinfra.connectors import util
 
 from models.errors import BadInput, InventoryError
 from roles import base, lock, recall, service, weights
@@ -31,6 +32,10 @@ T = TypeVar("T")
 # What pyinfra has loaded stays until the end: looking through it for garbage then takes a tenth
 # of a run that changes nothing.
 gc.freeze()
+
+# pyinfra would ask for a password of sudo's at the terminal, a host at a time, or end in an EOFError where
+# there is none. Answered with none, the question fails, and what the host lacks is said by base.fit.
+util.getpass = lambda prompt: ""
 
 
 class Refused(PyinfraError):

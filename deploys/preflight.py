@@ -7,8 +7,9 @@ from pyinfra import host
 
 from deploys.cluster import cluster
 from deploys.examination import expected
-from roles import doctor
+from roles import base, doctor
 
 cluster()
+base.fit(name="Check that the host is fit")
 doctor.looked(name="Look at the host", expected=expected(host.name))
 doctor.sound(name="No check fails")

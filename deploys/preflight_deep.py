@@ -10,9 +10,10 @@ from pyinfra import host
 
 from deploys.cluster import cluster
 from deploys.examination import expected, measure
-from roles import doctor
+from roles import base, doctor
 
 cluster()
+base.fit(name="Check that the host is fit")
 doctor.looked(name="Look at the host", expected=expected(host.name))
 measure()
 doctor.sound(name="No check fails")

@@ -42,7 +42,7 @@ clean-lab: .venv/ready
 # Every benchmark, or one: `make bench-apply`; of some a part: `make bench-stage PART=fanout`.
 # Not among them, for it takes hours: `make bench-rollout`, or `make bench-rollout SCENARIO=latency`;
 # what has passed is not run again unless AGAIN=1.
-BENCHMARKS := apply serve estimate stage simulate doctor
+BENCHMARKS := apply serve trial estimate stage simulate doctor
 bench: $(addprefix bench-,$(BENCHMARKS))
 
 bench-%: .venv/ready

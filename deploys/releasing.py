@@ -10,7 +10,7 @@ from pyinfra import host, inventory, state
 
 import models
 from models.plan import Plan, Replica
-from models.release import Found, Release, merged
+from models.release import TRIAL, Found, Release, merged
 from models.rollout import Rollout, Step, back, before, rollout
 from models.weights import stored_bytes
 from roles import base, gang, gateway, lock, nccl, ray, releases, runtime, secret, service, vllm, weights
@@ -227,9 +227,12 @@ def _model_path(replica: Replica) -> str:
 
 
 def _replica(name: str) -> Replica:
-    return next(replica for replica in planned() if replica.name == name)
+    bare = name.removeprefix(TRIAL)
+    found = next(replica for replica in planned() if replica.name == bare)
+    return found if name == bare else found.trial
 
 
 def _plan(name: str) -> Plan:
     """The plan that has a replica of that name."""
-    return next(made for made in plans() if _replica(name) in made.replicas)
+    bare = name.removeprefix(TRIAL)
+    return next(made for made in plans() if bare in [replica.name for replica in made.replicas])

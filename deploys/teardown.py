@@ -3,7 +3,7 @@
 from pyinfra import host
 
 from deploys.cluster import begin
-from roles import gang, gateway, health, releases, replicas, units, vllm
+from roles import gang, gateway, health, releases, replicas, units, vllm, weights
 from roles.barrier import barrier
 
 begin()
@@ -15,6 +15,7 @@ units.only(name="Stop every replica", pattern="rackserve-*-gang.service")
 barrier(name="No replica runs")
 units.only(name="Remove their units", pattern=units.OURS)
 replicas.only(name="Remove the replicas' configuration")
+weights.undescribed(name="Remove what a trial left")
 vllm.nothing()
 health.no_tool()
 gang.no_tool()

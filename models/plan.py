@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from .errors import PlanError
 from .fit import Fit, Targets
 from .hardware import Gpu
 from .model import Model
+from .release import TRIAL
 from .weights import Split
 
 Executor = Literal["auto", "ray", "mp"]
@@ -125,6 +126,11 @@ class Replica:
         """Its GPUs on each of its nodes; the others are for replicas in other slots."""
         first = self.ports.slot * self.gpus_per_node
         return range(first, first + self.gpus_per_node)
+
+    @property
+    def trial(self) -> Replica:
+        """It with weights of chance (vLLM's `--load-format dummy`), under a name of its own."""
+        return replace(self, name=f"{TRIAL}{self.name}", arguments={**self.arguments, "load-format": "dummy"})
 
     def node(self, host: str) -> Node:
         return self.nodes[self.rank(host)]

@@ -6,6 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+#: Before the name of a replica that is started without weights, once: nothing is served by it.
+TRIAL = "trial-"
+
 
 @dataclass(frozen=True)
 class Release:

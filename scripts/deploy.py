@@ -49,6 +49,7 @@ def deploy(
 
     \b
     provision       bare OS to ready: packages, user, Python environments
+    trial           each replica started without weights, and stopped: kernels compiled
     stage_weights   the model's files on every node, verified
     serve           Ray and vLLM up, and seen to generate
     serve_llama     all three, for Llama 3.1 70B Instruct unless the inventory says otherwise

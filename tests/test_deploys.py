@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from deploys.settings import Settings
 from models import planner
 from models.plan import Node
 from models.release import Release
+from roles import releases
 from tests.lab.hub_testing import running_hub
 
 REPOSITORY = Path(__file__).parents[1]
@@ -101,6 +103,50 @@ replica-0 runs
 Say in the history that it is done
 """.splitlines()
 
+TRIAL = """\
+Check that the host is fit
+Hold the lock
+The lock is held
+What runs is as planned for
+Stop a trial that broke off
+Nothing is served
+Weights | Install what stages weights
+Resolve HuggingFaceTB/SmolLM2-135M-Instruct
+The commit is known
+Look for room
+There is room everywhere
+Download HuggingFaceTB/SmolLM2-135M-Instruct
+What the hub has is here
+Stage HuggingFaceTB/SmolLM2-135M-Instruct
+Every copy is whole
+Put the description where the weights will be
+Make the cluster's secret
+Health | Install probe.py
+Health | Install question.py
+Gang | Install what supervises replicas
+Releases | Install release.py
+vLLM | Keep the API key from Ray's workers
+Keep the release of trial-replica-0
+Every release is on its nodes
+Put trial-replica-0 in place
+All is in place
+Start trial-replica-0
+Every replica starts
+Wait until trial-replica-0 generates
+Every replica was tried
+Stop trial-replica-0
+trial-replica-0 has ended its work
+Stop trial-replica-0 here, too
+trial-replica-0 is stopped
+Remove trial-replica-0
+Forget the release of trial-replica-0
+Remove its units
+Remove what it wrote
+Remove the description
+trial-replica-0 generated
+Every replica generated without weights
+""".splitlines()
+
 TEARDOWN = """\
 Check that the host is fit
 Hold the lock
@@ -110,6 +156,7 @@ Stop every replica
 No replica runs
 Remove their units
 Remove the replicas' configuration
+Remove what a trial left
 vLLM | Remove the list of uncarried variables
 Health | Remove /opt/rackserve/libexec/probe.py
 Health | Remove /opt/rackserve/libexec/question.py
@@ -147,6 +194,7 @@ def pyinfra(inventory, *words):
         [PYINFRA, inventory, *words],
         cwd=REPOSITORY,
         env=environment,
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=60,
@@ -208,6 +256,7 @@ def name_of(operation, deploy=""):
         ("provision", PROVISION),
         ("stage_weights", STAGE_WEIGHTS),
         ("serve", SERVE),
+        ("trial", TRIAL),
         ("teardown", TEARDOWN),
     ],
 )
@@ -233,6 +282,7 @@ ALL = [
     ("provision", {}),
     ("stage_weights", {}),
     ("serve", {}),
+    ("trial", {}),
     ("teardown", {}),
 ]
 
@@ -250,6 +300,44 @@ def there(*hosts):
     kept = {"old": {"release": was.as_json(), "proven": 0.0, "answer": ""}}
     its = {"there": True, "installed": "old", "settled": True, "up": True, "kept": kept}
     return json.dumps({"replica-0": its})
+
+
+def test_a_trial_is_refused_where_something_is_served(tmp_path):
+    says = {"release.py look": [there("@fake/gpu1", "@fake/gpu2")]}
+    inventory = tmp_path / "serving.py"
+    inventory.write_text(INVENTORY.replace('"10.0.0.1"}', f'"10.0.0.1", "fake_responses": {says!r}}}'))
+    data = [f"--data={key}={value}" for key, value in SETTINGS.items()]
+    done = pyinfra(inventory, "deploys/trial.py", "--dry", *data)
+    assert done.returncode == 1 and "replica-0 on @fake/gpu1: served, and a trial wants" in done.stderr
+
+
+def test_what_a_trial_left_that_broke_off_is_no_replica_to_go_back_to():
+    its = {"there": True, "installed": "a", "settled": True, "up": True, "kept": {}}
+    said = json.dumps({"trial-replica-0": its, "replica-0": its})
+    assert list(releases.Kept().process([said])) == ["replica-0"]
+
+
+SUDO = """#!/bin/sh
+echo "sudo: a password is required" >&2
+exit 1
+"""
+
+
+@pytest.mark.parametrize("words", [("provision", "--dry"), ("provision", "-y"), ("preflight", "-y")], ids=str)
+def test_a_sudo_that_asks_for_a_password_is_said_of_its_host_with_the_fix(tmp_path, monkeypatch, words):
+    for name, script in {"sudo": SUDO, "id": "#!/bin/sh\necho 1000\n"}.items():
+        (tmp_path / name).write_text(script)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    inventory = tmp_path / "here.py"
+    inventory.write_text(
+        'head = [("@local", {"address": "127.0.0.1", "gpus": 1, "_sudo": True})]\nworkers = []\n'
+    )
+    data = [f"--data={key}={value}" for key, value in {**SETTINGS, "tensor_parallel": 1}.items()]
+    done = pyinfra(inventory, f"deploys/{words[0]}.py", words[1], *data)
+    assert done.returncode == 1
+    assert re.search(r"@local.* sudo asks for a password \(allow NOPASSWD for the SSH user\)", done.stderr)
+    assert "EOFError" not in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_replica_that_had_a_part_on_a_host_that_left_the_inventory_is_replaced(tmp_path):

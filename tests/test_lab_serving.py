@@ -52,10 +52,29 @@ def test_dry_works_on_bare_nodes_and_changes_nothing(lab: list[Node]) -> None:
 
 
 @pytest.mark.bare
-def test_provision_and_staging_from_bare_os(lab: list[Node]) -> None:
-    for deploy in ("provision", "stage_weights"):
-        outcome = pyinfra(deploy, **TP3)
-        assert outcome.code == 0, outcome.said
+def test_provision_from_bare_os(lab: list[Node]) -> None:
+    outcome = pyinfra("provision", **TP3)
+    assert outcome.code == 0, outcome.said
+
+
+@pytest.mark.bare
+def test_a_trial_generates_without_weights_and_leaves_nothing(lab: list[Node]) -> None:
+    before = [belongings(node) for node in lab]
+    outcome = pyinfra("trial", tensor_parallel=1, pipeline_parallel=2, executor="mp")
+    assert outcome.code == 0 and "generates" in outcome.said, outcome.said
+    assert "load_format=dummy" in lab[0].sudo(
+        "journalctl -u rackserve-trial-replica-0-vllm -o cat --no-pager"
+    )
+    assert pyinfra("teardown").code == 0  # the programs that look after a replica stay until then
+    for node, there in zip(lab, before, strict=True):
+        left = belongings(node) ^ there
+        assert {row for row in left if not row.startswith("/opt/rackserve/libexec/weights/")} == set()
+
+
+@pytest.mark.bare
+def test_staging(lab: list[Node]) -> None:
+    outcome = pyinfra("stage_weights", **TP3)
+    assert outcome.code == 0, outcome.said
     seen["before serve"] = [belongings(node) for node in lab]
     seen["reference"] = reference(lab[0], SMOLLM2)
 

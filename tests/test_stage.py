@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from roles.weights import Description, Payload, path, root
 from tests.lab.hub_testing import (
     GATED,
     MIB,
@@ -152,6 +153,17 @@ def test_files_that_are_ignored_are_neither_fetched_nor_missed(node):
     assert sorted(names) == ["config.json", SHARD]
     assert not (node.path / "extra").exists()
     assert node.problem() is None
+
+
+def test_a_description_is_all_but_the_weights_in_a_place_of_its_own(node):
+    model = Payload(f"/srv/{OPEN}", ignore=("extra/*",))
+    described = Description(model)
+    with node.fetched() as names:
+        node.staged(ignore=list(described.ignore))
+    assert SHARD.endswith(".safetensors") and names == ["config.json"]
+    assert root(described) != root(model) and path(described) == path(model).replace(
+        root(model), root(described)
+    )
 
 
 def test_a_folder_to_ignore_may_be_named_with_a_slash_as_the_client_allows(node):

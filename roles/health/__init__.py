@@ -62,6 +62,12 @@ def generating(
     yield from remote.judged(host, problem, otherwise, f"{url} generates")
 
 
+@operation()
+def judged(problem: Callable[[], str]) -> Iterator[StringCommand]:
+    """Fail when there was a problem that `generating` gave away; changes nothing."""
+    yield from remote.judged(host, problem() if running.is_executing else None, None, "no problem")
+
+
 def _wait(probe: Callable[[], Seen], timeout: float, tries: int = TRIES) -> str | None:
     """Ask until there is a token; says what is going on whenever that changes."""
     started, said, worst = time.monotonic(), "", ""

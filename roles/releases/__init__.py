@@ -18,10 +18,10 @@ from roles.files import File
 
 from .facts import INSTALLED, History, Kept
 from .history import Entry, begun, ended, judged
-from .operations import kept, proven, put, unchanged
+from .operations import forgotten, kept, proven, put, unchanged
 
 __all__ = [
-    "Entry", "History", "Kept", "begun", "ended", "identified", "judged", "kept", "no_tool",
+    "Entry", "History", "Kept", "begun", "ended", "forgotten", "identified", "judged", "kept", "no_tool",
     "proven", "put", "tool", "unchanged",
 ]  # fmt: skip
 

@@ -8,19 +8,21 @@ from typing import Any
 
 from pyinfra.api import FactBase
 
+from models.release import TRIAL
+
 INSTALLED = "/opt/rackserve/libexec/release.py"
 HISTORY = "/var/log/rackserve/history.jsonl"
 
 
 class Kept(FactBase["dict[str, dict[str, Any]]"]):
-    """{replica: what release.py's `look` says of it on this host}."""
+    """{replica: what release.py's `look` says of it on this host}; of a trial nothing is gone back to."""
 
     def command(self) -> str:
         return f"test ! -e {INSTALLED} || python3 {INSTALLED} look"
 
     def process(self, output: list[str]) -> dict[str, dict[str, Any]]:
         seen: dict[str, dict[str, Any]] = json.loads("".join(output) or "{}")
-        return seen
+        return {name: its for name, its in seen.items() if not name.startswith(TRIAL)}
 
     @staticmethod
     def default() -> dict[str, dict[str, Any]]:

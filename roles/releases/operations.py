@@ -51,6 +51,12 @@ def put(replica: str, id: str | None) -> Iterator[StringCommand]:
 
 
 @operation()
+def forgotten(replica: str) -> Iterator[StringCommand]:
+    """Nothing of a replica that is not in place is kept on this host."""
+    yield StringCommand("rm", "-rf", QuoteString(f"/etc/rackserve/releases/{replica}"))
+
+
+@operation()
 def proven(release: Release, answer: Callable[[], str]) -> Iterator[StringCommand]:
     """A release was seen to generate `answer`: others may go back to it."""
     yield _script("prove", release.replica, release.id, stdin=answer() if state.is_executing else "")

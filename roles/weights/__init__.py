@@ -22,16 +22,18 @@ from .operations import (
     roomy,
     shared,
     staged,
+    stood_in,
+    undescribed,
     usable,
     verified,
 )
 from .payloads import Payload, differing, dropped, packed, unpacked
-from .where import ROOT, Source, expected, path, recorded
+from .where import ROOT, Description, Source, expected, path, recorded, root
 
 __all__ = [
-    "ROOT", "Payload", "Snapshots", "Source", "copies", "differing", "disks", "downloaded", "dropped",
-    "expected", "load_strategy", "packed", "path", "pruned", "recorded", "required", "resolved", "roomy",
-    "shared", "staged", "tool", "unpacked", "usable", "verified",
+    "ROOT", "Description", "Payload", "Snapshots", "Source", "copies", "differing", "disks", "downloaded",
+    "dropped", "expected", "load_strategy", "packed", "path", "pruned", "recorded", "required", "resolved",
+    "roomy", "root", "shared", "staged", "stood_in", "tool", "undescribed", "unpacked", "usable", "verified",
 ]  # fmt: skip
 
 NODE = Path(__file__).with_name("node")

@@ -35,6 +35,21 @@ class Commit(FactBase[str]):
         return ""
 
 
+class Target(FactBase[str]):
+    """What a path that leads somewhere is a link to, or itself; "" for one that leads nowhere."""
+
+    def command(self, path: str) -> str:
+        path = shlex.quote(path)
+        return f"test ! -e {path} || readlink {path} || echo {path}"
+
+    def process(self, output: list[str]) -> str:
+        return "".join(output).strip()
+
+    @staticmethod
+    def default() -> str:
+        return ""
+
+
 class Size(Commit, FactBase[int]):  # type: ignore[misc]
     """The bytes of that commit's files; 0 when none was recorded."""
 

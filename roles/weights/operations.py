@@ -11,6 +11,7 @@ from typing import Any
 from gevent.lock import RLock
 from pyinfra import host, state
 from pyinfra.api import Host, OperationError, QuoteString, StringCommand, operation
+from pyinfra.facts.files import Directory
 
 from roles import recall, remote
 
@@ -25,8 +26,9 @@ from .facts import (
     Room,
     Size,
     Snapshot,
+    Target,
 )
-from .where import PORT, ROOT, Source, Staged, expected, path
+from .where import DESCRIBED, PORT, ROOT, Description, Source, Staged, expected, path, root
 
 #: Seconds for which a client of a network file system may believe what it saw of a file: NFS's acregmax
 #: (nfs(5)), and some.
@@ -52,7 +54,7 @@ def roomy(python: str, model: Staged, control: Host) -> Iterator[StringCommand]:
         free = host.get_fact(Room, path=path(model), commit=commit)
         if free < needed:
             short = (
-                f"{ROOT}: {model.repository} needs {_gigabytes(needed)}, {_gigabytes(free)} free: "
+                f"{root(model)}: {model.repository} needs {_gigabytes(needed)}, {_gigabytes(free)} free: "
                 f"make room for {_gigabytes(needed - free)}"
             )
             if not state.is_executing:
@@ -160,6 +162,28 @@ def usable(python: str, folder: str, model: Staged) -> Iterator[StringCommand]:
         yield remote.failure(host, problem)
         return
     host.noop(f"{folder} holds {model.name}")
+
+
+@operation()
+def stood_in(description: Description) -> Iterator[StringCommand]:
+    """vLLM finds a model's description where its weights will be, as long as they are not there."""
+    link, folder = path(description.model), path(description)
+    if host.get_fact(Target, path=link) not in ("", folder):
+        host.noop(f"{link} is there")
+        return
+    script = 'mkdir -p "$(dirname "$1")" && ln -sfn "$2" "$1"'
+    yield StringCommand("sh", "-c", QuoteString(script), "sh", *map(QuoteString, (link, folder)))
+
+
+@operation()
+def undescribed() -> Iterator[StringCommand]:
+    """No description is left, and nothing that stands in for weights."""
+    if not host.get_fact(Directory, path=DESCRIBED):
+        host.noop("there is no description")
+        return
+    yield StringCommand("find", ROOT, "-maxdepth", "2", "-lname", QuoteString(f"{DESCRIBED}/*"), "-delete")
+    yield StringCommand("find", ROOT, "-mindepth", "1", "-maxdepth", "1", "-type", "d", "-empty", "-delete")
+    yield StringCommand("rm", "-rf", DESCRIBED)
 
 
 @operation()

@@ -13,6 +13,13 @@ from .facts import Commit
 
 ROOT = "/var/lib/rackserve/weights"
 
+#: Where descriptions are, for the time of a trial.
+DESCRIBED = "/var/lib/rackserve/described"
+
+#: Files that only hold weights, by whatever library; large ones at least.
+WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack", "*.onnx*",
+           "*.ot", "*.npz", "*.tflite", "*.mlmodel", "*.mlpackage/*")  # fmt: skip
+
 #: Where a node gives what it has to the others, while a snapshot goes round.
 PORT = 19870
 
@@ -28,6 +35,29 @@ class Staged(Protocol):
     def numbers(self) -> Mapping[str, Any]: ...
     @property
     def ignore(self) -> Sequence[str]: ...
+
+
+@dataclass(frozen=True)
+class Description:
+    """Of a model what says what it is: its configuration, its tokenizer, its code; no weights."""
+
+    model: Staged
+
+    @property
+    def repository(self) -> str:
+        return self.model.repository
+
+    @property
+    def revision(self) -> str:
+        return self.model.revision
+
+    @property
+    def numbers(self) -> Mapping[str, Any]:
+        return self.model.numbers
+
+    @property
+    def ignore(self) -> Sequence[str]:
+        return (*self.model.ignore, *WEIGHTS)
 
 
 @dataclass(frozen=True)
@@ -50,14 +80,19 @@ class Source:
         return {"token": self.token} if self.token else {}
 
 
+def root(model: Staged) -> str:
+    """The folder of all that is staged as this is."""
+    return DESCRIBED if isinstance(model, Description) else ROOT
+
+
 def path(model: Staged) -> str:
     """Where vLLM finds the model; a link that is swapped when another commit is staged."""
-    return _path(model.repository, model.revision)
+    return _path(root(model), model.repository, model.revision)
 
 
 def recorded(control: Host, repository: str, revision: str) -> str:
     """The commit that the control host recorded for a revision; "" when it has none."""
-    commit: str = control.get_fact(Commit, path=_path(repository, revision))
+    commit: str = control.get_fact(Commit, path=_path(ROOT, repository, revision))
     return commit
 
 
@@ -66,8 +101,8 @@ def expected(model: Staged) -> str:
     return json.dumps(dict(model.numbers), sort_keys=True)
 
 
-def _path(repository: str, revision: str) -> str:
-    return f"{ROOT}/{_flat(repository)}/{_flat(revision)}"
+def _path(root: str, repository: str, revision: str) -> str:
+    return f"{root}/{_flat(repository)}/{_flat(revision)}"
 
 
 def _flat(name: str) -> str:

@@ -1,9 +1,11 @@
 """What node/look.py would see on healthy nodes, for the tests of the checks.
 
 `nvidia-smi -q` is recorded (tests/recorded) and brought up to a driver that vLLM's CUDA runs on; so are the
-kernel's lines of faults, what InfiniBand's ports say, and /etc/os-release. NVLink's lines are as on two
-bridged H100 PCIe, where a third of the links is inactive and all is well. The rest is synthetic, of the
-form that the lab's nodes and the kernel's documentation show.
+kernel's lines of faults, what InfiniBand's ports say, nvcc's version and /etc/os-release. NVLink's lines are
+as on two bridged H100 PCIe, where a third of the links is inactive and all is well. What a node without GPUs
+shows has the form of look.lab-node.json there, which is recorded whole. Of the rest, GPUs' processes, dpkg's
+rows, the IOMMU and ACS, no recording was found: it has the form that the kernel's and the programs' own
+documentation shows.
 """
 
 from __future__ import annotations
@@ -94,8 +96,8 @@ def seen(number: int) -> dict[str, Any]:
         "nvidia_smi": SMI, "nvlink": NVLINK,
         "driver": "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build  "
                   "(dvs-builder@U22-I3-B17-02-5)  Tue Sep 23 09:55:41 UTC 2025\n",
-        "nvcc": "Cuda compilation tools, release 13.0, V13.0.88\n",
-        "fabricmanager": "Fabric Manager version is : 580.95.05\n",
+        "nvcc": (RECORDED / "nvcc.cuda-13.0.txt").read_text(),
+        "fabricmanager": "Fabric Manager version is : 580.95.05\n",  # as leptonai/gpud has it of 535.161.08
         "packages": "hold installed nvidia-open-580 580.95.05-1\n"
                     "install installed libnvidia-container1 1.17.8-1\n"
                     "install installed nvidia-container-toolkit 1.17.8-1\n",

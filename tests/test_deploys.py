@@ -103,22 +103,13 @@ replica-0 runs
 Say in the history that it is done
 """.splitlines()
 
-TRIAL = """\
-Check that the host is fit
-Hold the lock
-The lock is held
-What runs is as planned for
-Stop a trial that broke off
-Nothing is served
-Weights | Install what stages weights
-Resolve HuggingFaceTB/SmolLM2-135M-Instruct
-The commit is known
-Look for room
-There is room everywhere
-Download HuggingFaceTB/SmolLM2-135M-Instruct
-What the hub has is here
-Stage HuggingFaceTB/SmolLM2-135M-Instruct
-Every copy is whole
+TRIAL = [
+    *STAGE_WEIGHTS[:3],
+    "What runs is as planned for",
+    "Stop a trial that broke off",
+    "Nothing is served",
+    *STAGE_WEIGHTS[3:-1],
+    *"""\
 Put the description where the weights will be
 Make the cluster's secret
 Health | Install probe.py
@@ -145,7 +136,8 @@ Remove what it wrote
 Remove the description
 trial-replica-0 generated
 Every replica generated without weights
-""".splitlines()
+""".splitlines(),
+]
 
 TEARDOWN = """\
 Check that the host is fit

@@ -1,6 +1,7 @@
 """The checks: all pass on healthy hosts, and each has what makes it speak up."""
 
 import dataclasses
+import json
 import re
 
 import pytest
@@ -251,6 +252,18 @@ def test_a_replica_that_waits_or_falls_again_and_again_is_a_failure(gang, said):
 
 def test_every_check_has_a_case():
     assert set(BROKEN) == set(CHECKS)
+
+
+def test_of_a_recorded_node_that_serves_only_what_its_machine_forbids_is_wrong():
+    seen = json.loads((RECORDED / "look.lab-node.json").read_text())
+    promised = Expected(
+        address="10.77.44.11", gpus=1, gpu="cpu", ports=[(8000, 8000), (20000, 20999)],
+        peers={"node2": "10.77.44.12"}, replicas=["replica-0"],
+    )  # fmt: skip
+    found = examine([Host(name="node1", expected=promised, seen=seen)])
+    wrong = [(one.id, one.evidence) for one in found if one.status in ("fail", "warn")]
+    assert wrong == [("units.memlock", "rackserve-replica-0-ray.service runs with 8388608 bytes")]
+    assert len([one for one in found if one.status == "pass"]) > 15
 
 
 def test_findings_come_worst_first():

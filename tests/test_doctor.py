@@ -266,6 +266,17 @@ def test_of_a_recorded_node_that_serves_only_what_its_machine_forbids_is_wrong()
     assert len([one for one in found if one.status == "pass"]) > 15
 
 
+def test_an_ethernet_port_that_nobody_set_up_is_no_link_that_is_down():
+    _, two = healthy()
+    # As ibstat has three of an H100 node's: leptonai/gpud, ibstat.47.0.h100.some.down.0.
+    two.seen["infiniband"]["mlx5_1/1"].update(state="1: DOWN", phys_state="3: Disabled")
+    (found,) = [one for one in examine([two]) if one.id == "ib.ports"]
+    assert (found.status, found.evidence) == ("pass", "1 at 400 Gb/sec (4X NDR)")
+    two.seen["infiniband"]["mlx5_1/1"].update(phys_state="2: Polling")
+    (found,) = [one for one in examine([two]) if one.id == "ib.ports"]
+    assert found.status == "warn"
+
+
 def test_findings_come_worst_first():
     _, two = broken(BROKEN["shm.stale"][0])
     two.seen["numa_balancing"], two.seen["ip"] = "1\n", None

@@ -1025,7 +1025,7 @@ def test_a_plan_installs_without_versions_that_it_cannot_know(on_host):
     seen, its = node(**HGX), NVIDIA_SOURCE
     host = on_host({Look: seen})
     assert host.commands(operations.packages, its=its) == [
-        debian.refreshed(), INSTALL + NAMES["ubuntu 24.04", "nvidia", "580"],
+        debian.refreshed(), debian.patiently(INSTALL + NAMES["ubuntu 24.04", "nvidia", "580"]),
     ]  # fmt: skip
     assert host.commands(operations.held, its=its) == [apt.held(its.exact)]
     assert host.commands(operations.built, its=its) == []

@@ -79,7 +79,7 @@ def packages(its: Wanted, staged: bool = False) -> Iterator[StringCommand]:
     if problem := _not_offered(its, seen, versions) or _no_modules(its, seen, missing):
         yield remote.failure(host, problem)
         return
-    yield StringCommand(apt.installed(missing, versions, _pins(its, versions)))
+    yield StringCommand(debian.patiently(apt.installed(missing, versions, _pins(its, versions))))
 
 
 def _is_here(its: Wanted, missing: Sequence[str], versions: Mapping[str, str]) -> bool:

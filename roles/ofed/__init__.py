@@ -52,6 +52,6 @@ def packages(its: Wanted) -> Iterator[StringCommand]:
         return
     if not there:
         yield StringCommand(debian.refreshed())
-        yield StringCommand(installed(its, seen))
+        yield StringCommand(debian.patiently(installed(its, seen)))
     yield StringCommand(INITRAMFS)
     host.log("its modules are loaded by a reboot: rackserve rollout --reboot due")

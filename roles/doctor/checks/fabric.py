@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ..check import Host, Verdict, check, failed, passed, warned
 
@@ -57,7 +57,7 @@ def iommu(host: Host) -> Verdict | None:
     reference="vllm#6610",
 )
 def ports(host: Host) -> Verdict | None:
-    found = host.get("infiniband")
+    found = {name: port for name, port in host.get("infiniband").items() if not _unused(port)}
     if not found:
         return None
     down = {name: port["state"] for name, port in found.items() if "ACTIVE" not in port["state"]}
@@ -68,6 +68,11 @@ def ports(host: Host) -> Verdict | None:
     if down:
         return warned(f"{len(down)} of {len(found)} down: {said}")
     return passed(f"{len(found)} at {', '.join(rates)}")
+
+
+def _unused(port: Mapping[str, str]) -> bool:
+    """A card for Ethernet whose interface nobody has set up: most nodes have some."""
+    return port["link_layer"] == "Ethernet" and "Disabled" in port["phys_state"]
 
 
 @check(

@@ -171,9 +171,12 @@ def _on(replica: Replica, name: str) -> list[File]:
     seed = secret.value(cluster().control)
     fabric = nccl.everywhere(own.roce_traffic_class)
     variables = {**network_of(name), **fabric, **service.devices(replica)}
+    ours = vllm.variables(model, service.CACHE)
     made = []
     if ray.units(replica):
-        made += ray.files(replica, name, environment, variables, secret.derive(seed, f"ray {replica.name}"))
+        caches = {key: value for key, value in ours.items() if key in vllm.CACHES}
+        token = secret.derive(seed, f"ray {replica.name}")
+        made += ray.files(replica, name, environment, {**variables, **caches}, token)
     if vllm.units(replica, name):
         template = models.template(model)
         made += vllm.files(
@@ -189,7 +192,7 @@ def _on(replica: Replica, name: str) -> list[File]:
                 ),
             },
             environment=environment,
-            variables={**variables, **ray.driver(replica), **vllm.variables(model, service.CACHE)},
+            variables={**variables, **ray.driver(replica), **ours},
             api_key=own.api_key or secret.derive(seed, "api key"),
             template=template,
         )

@@ -294,6 +294,21 @@ def there(*hosts):
     return json.dumps({"replica-0": its})
 
 
+@pytest.mark.parametrize(
+    ("said", "folder"),
+    [({}, "/var/cache/rackserve/triton"), ({"vllm_env": '{"TRITON_CACHE_DIR": "/srv/t"}'}, "/srv/t")],
+    ids=str,
+)
+def test_rays_workers_keep_kernels_where_vllm_does_from_their_start_on(tmp_path, said, folder):
+    inventory = tmp_path / "three.py"
+    inventory.write_text(INVENTORY)
+    data = [f"--data={key}={value}" for key, value in {**SETTINGS, **said}.items()]
+    done = pyinfra(inventory, "deploys/serve.py", "--dry", "--diff", *data)
+    assert done.returncode == 0
+    # Of Ray on three hosts, and of vLLM on one.
+    assert re.findall(r'Environment="TRITON_CACHE_DIR=(.*)"', done.stderr) == [folder] * 4
+
+
 def test_a_trial_is_refused_where_something_is_served(tmp_path):
     says = {"release.py look": [there("@fake/gpu1", "@fake/gpu2")]}
     inventory = tmp_path / "serving.py"

@@ -14,10 +14,10 @@ from models.plan import Replica
 from roles import service
 from roles.files import File
 
-from .arguments import arguments, names, render, requests, variables
+from .arguments import CACHES, arguments, names, render, requests, variables
 
-__all__ = ["RAY_NEEDS", "arguments", "files", "names", "node", "nothing", "requests", "secrets_path",
-           "template_path", "unit", "units", "variables"]  # fmt: skip
+__all__ = ["CACHES", "RAY_NEEDS", "arguments", "files", "names", "node", "nothing", "requests",
+           "secrets_path", "template_path", "unit", "units", "variables"]  # fmt: skip
 
 TEMPLATE = Path(__file__).with_name("vllm.service.j2")
 

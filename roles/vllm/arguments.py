@@ -17,6 +17,16 @@ READY_TIMEOUT = 7200
 #: The unit's TimeoutStopSec is longer.
 SHUTDOWN_TIMEOUT = 30
 
+#: {variable: its folder}: where kernels are kept. Node-local, so that no two hosts write one cache and
+#: restarts find it warm. Ray's workers must have them as they start: when vLLM hands them its own, torch has
+#: chosen /tmp already (torch/_inductor/runtime/cache_dir_utils.py), and FlashInfer its home.
+CACHES = {
+    "VLLM_CACHE_ROOT": "vllm",
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "TRITON_CACHE_DIR": "triton",
+    "FLASHINFER_WORKSPACE_BASE": "flashinfer",
+}
+
 
 def arguments(
     model: Model, replica: Replica, host_name: str, model_path: str, template: str | None = None
@@ -62,11 +72,7 @@ def variables(model: Model, cache: str) -> dict[str, str]:
         "VLLM_ENGINE_READY_TIMEOUT_S": str(READY_TIMEOUT),
         # What was measured of the memory is kept for the next start (v1/worker/startup_plan.py).
         "VLLM_ENABLE_STARTUP_PLAN": "1",
-        # Node-local, so that no two hosts write one cache and restarts find it warm.
-        "VLLM_CACHE_ROOT": f"{cache}/vllm",
-        "TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor",
-        "TRITON_CACHE_DIR": f"{cache}/triton",
-        "FLASHINFER_WORKSPACE_BASE": f"{cache}/flashinfer",
+        **{name: f"{cache}/{folder}" for name, folder in CACHES.items()},
         **model.environment,
     }
 

@@ -144,7 +144,7 @@ def held(its: Wanted) -> Iterator[StringCommand]:
     seen = _seen()
     loose = its.loose(seen)
     if not state.is_executing:  # what will have been installed
-        loose += [name for name in its.missing(seen) if name in its.exact]
+        loose += [name for name in its.missing(seen) if name in its.holds]
     if not loose:
         host.noop("the driver is held")
         return

@@ -142,11 +142,12 @@ class Wanted:
         return sorted(
             name
             for name, package in seen.packages.items()
-            if not package.held and (_is_drivers(name, package, self.branch) or name in self._held)
+            if not package.held and (_is_drivers(name, package, self.branch) or name in self.holds)
         )
 
     @property
-    def _held(self) -> tuple[str, ...]:
+    def holds(self) -> tuple[str, ...]:
+        """What is held, besides what else is of the driver's."""
         return (*self.kernels, *self.exact, *self.monitoring)
 
 

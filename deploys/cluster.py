@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from threading import RLock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pyinfra import host, inventory, state
@@ -81,6 +82,10 @@ def begin() -> None:
     # inspect looks through all there are each time: a twentieth of a run that changes nothing.
     inspect.modulesbyfile[os.path.abspath(state.current_exec_filename or "")] = "__main__"
     recall.facts(inventory.get_host(host.name))
+    base.lacks(inventory.get_host(host.name))  # each its own, side by side, before one asks all
+    with _once:
+        if said := _unfit():
+            raise Refused(said)
     base.fit(name="Check that the host is fit")
     if on_control():
         lock.hold(name="Hold the lock")
@@ -194,8 +199,16 @@ def gateways_of(cluster: Cluster, own: Settings) -> list[str]:
     return names
 
 
+_once = RLock()  # hosts are prepared side by side
+
 #: Of this run, by what the deploy's own data says.
 _plans: dict[str, list[Plan]] = {}
+
+
+@cache
+def _unfit() -> str:
+    lacks = {one.name: base.lacks(one) for one in state.activated_hosts}
+    return "; ".join(f"{name}: {said}" for name, said in lacks.items() if said)
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from functools import cache
 from threading import RLock
 from typing import Any
@@ -123,12 +124,16 @@ def _change() -> Rollout:
 
 
 def _whole(change: Rollout) -> Rollout:
-    """Refused when --limit leaves out a host that it wants. Those that the inventory lacks are not asked."""
-    wanted = [step.hosts for step in change.steps] + [seen.hosts for seen in change.leaving.values()]
+    """It, where --limit leaves out no host that it wants."""
+    whole([step.hosts for step in change.steps] + [seen.hosts for seen in change.leaving.values()])
+    return change
+
+
+def whole(wanted: Iterable[Sequence[str]]) -> None:
+    """Refused when --limit leaves out one of these hosts. Those that the inventory lacks are not asked."""
     for name in dict.fromkeys(name for names in wanted for name in names):
         if name in cluster().hosts and inventory.get_host(name) not in state.activated_hosts:
             raise Refused(f"{name} has a part in what is to be done, and --limit leaves it out")
-    return change
 
 
 @cache

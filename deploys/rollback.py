@@ -5,13 +5,14 @@ A rollback that broke off is finished. The inventory is not changed: the next `s
 
 from pyinfra import host
 
-from deploys import handover, releasing, replacing
+from deploys import handover, releasing, replacing, trying
 from deploys.cluster import begin, gateways, on_control
 from roles import releases
 from roles.barrier import barrier
 
 begin()
 releases.unchanged(name="What runs is as planned for", installed=releasing.installed())
+trying.over()
 
 change = releasing.undone()
 entry = releasing.entry("rollback", change)

@@ -6,7 +6,7 @@ broke off is finished by the next.
 
 from pyinfra import host
 
-from deploys import drivers, handover, rebooting, releasing, replacing
+from deploys import drivers, handover, rebooting, releasing, replacing, trying
 from deploys.cluster import begin, cluster, gateways, here, on_control, plan, planned
 from roles import gang, health, nvidia, releases, replicas, secret, units, vllm, weights
 from roles.barrier import barrier
@@ -17,6 +17,7 @@ begin()
 if drivers.needed():
     nvidia.loaded(name="The driver is loaded")
 releases.unchanged(name="What runs is as planned for", installed=releasing.installed())
+trying.over()
 
 if plan().on(host.name) and own.weights_path is None:
     weights.required(name="Look for the weights", python=replacing.PYTHON, model=model, control=control)

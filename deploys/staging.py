@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from pyinfra import host
@@ -14,29 +14,38 @@ from .cluster import cluster, here, on_control, plan, plans
 
 if TYPE_CHECKING:
     from models.model import Model
+    from models.plan import Plan
     from roles.weights.where import Staged
 
 PYTHON = f"{runtime.TOOLS}/bin/python"
 
 
+def fetched() -> list[Plan]:
+    """Those of the plans whose weights are staged by us."""
+    return [made for made in plans() if cluster().hosts[made.hosts[0]].weights_path is None]
+
+
+def resolve(wanted: Sequence[Staged]) -> None:
+    """The commit of each, asked of the hub or the mirror once."""
+    for one in host.loop(wanted if on_control() else ()):
+        weights.resolved(name=f"Resolve {one.repository}", python=PYTHON, model=one, source=_source())
+    barrier(name="The commit is known")
+
+
 def stage(of: Callable[[Model], Staged]) -> None:
-    """What `of` makes of each host's model: the model itself, or what is to be there of it."""
-    own, model, control = here(), of(plan().model), cluster().control
-    source = weights.Source(own.hf_endpoint, own.hf_token, own.mirror, own.mirror_options)
+    """What `of` makes of this host's model: the model itself, or what is to be there of it."""
+    model, control = of(plan().model), cluster().control
     uplinks = [name for name in cluster().uplinks if plan(name) == plan()] or plan().hosts[:1]
     copies = weights.copies(weights.disks([*uplinks, *plan().hosts], weights.root(model)))
     uplinks = [name for name in uplinks if copies[name] == name]
     nodes = {name: cluster().hosts[name].address for name in dict.fromkeys(copies.values())}
-    for one in host.loop([of(made.model) for made in plans()] if on_control() else ()):
-        weights.resolved(name=f"Resolve {one.repository}", python=PYTHON, model=one, source=source)
-    barrier(name="The commit is known")
     if host.name in nodes:
         weights.roomy(name="Look for room", python=PYTHON, model=model, control=control)
     barrier(name="There is room everywhere")
     if host.name in uplinks:
         weights.downloaded(
             name=f"Download {model.repository}",
-            python=PYTHON, model=model, source=source, control=control, among=list(nodes), uplinks=uplinks,
+            python=PYTHON, model=model, source=_source(), control=control, among=list(nodes), uplinks=uplinks,
         )  # fmt: skip
     barrier(name="What the hub has is here")
     if host.name in nodes:
@@ -54,6 +63,12 @@ def stage(of: Callable[[Model], Staged]) -> None:
 
 
 def usable() -> None:
-    """The folder that the user staged is this host's model."""
+    """The folder that the user staged is this host's model, where it serves one."""
     folder, model = here().weights_path, plan().model
-    weights.usable(name=f"Check {folder}", python=PYTHON, folder=folder, model=model)
+    if host.name in plan().hosts:
+        weights.usable(name=f"Check {folder}", python=PYTHON, folder=folder, model=model)
+
+
+def _source() -> weights.Source:
+    own = here()
+    return weights.Source(own.hf_endpoint, own.hf_token, own.mirror, own.mirror_options)

@@ -10,26 +10,26 @@ from pyinfra import host
 
 from deploys import drivers, releasing, staging, trying
 from deploys.cluster import begin, here, on_control, plan
-from roles import gang, health, nvidia, releases, secret, units, vllm, weights
+from roles import gang, health, nvidia, releases, secret, vllm, weights
 from roles.barrier import barrier
 
-replicas = trying.replicas()
-
 begin()
+replicas = trying.replicas()
 if drivers.needed():
     nvidia.loaded(name="The driver is loaded")
 releases.unchanged(name="What runs is as planned for", installed=releasing.installed())
-units.only(name="Stop a trial that broke off", pattern=trying.UNITS)
-barrier(name="Nothing is served")
+trying.over()
+barrier(name="Nothing is tried")
 
 weights.tool()
-if here().weights_path is None:
+staging.resolve([weights.Description(made.model) for made in trying.undescribed()])
+if here().weights_path is not None:
+    staging.usable()
+elif plan() in trying.undescribed():
     staging.stage(weights.Description)
     if host.name in plan().hosts:
         description = weights.Description(plan().model)
         weights.stood_in(name="Put the description where the weights will be", description=description)
-elif plan().on(host.name):
-    staging.usable()
 if on_control():
     secret.present(name="Make the cluster's secret")
 health.tool()

@@ -7,30 +7,42 @@ from functools import partial
 
 from pyinfra import host
 
-from models.plan import Replica
+from models.plan import Plan, Replica
 from models.release import TRIAL
 from roles import gang, health, releases, units, weights
 from roles import replicas as folders
 from roles.barrier import barrier
 
-from . import releasing, replacing
+from . import releasing, replacing, staging
 from .cluster import Refused, planned
-
-UNITS = f"rackserve-{TRIAL}*.service"
 
 #: Of this run, by replica: why it did not generate.
 problems: dict[str, str] = {}
 
 
 def replicas() -> list[Replica]:
-    """Every replica of the plan, without weights; Refused where something is served."""
-    served = [f"{name} on {', '.join(its.hosts)}" for name, its in releasing.found().items() if its.hosts]
-    if served:
+    """Those of the plan on whose hosts nothing is served, without weights; Refused where there are none."""
+    served = {name for its in releasing.found().values() for name in its.hosts}
+    free = [replica for replica in planned() if not served & {*replica.hosts}]
+    if not free:
         raise Refused(
-            f"{'; '.join(served)}: served, and a trial wants its GPUs; its kernels are"
-            " compiled already. To try all the same: rackserve deploy teardown"
+            f"{', '.join(sorted(served))}: something is served there, and a trial wants the GPUs for itself."
+            " To try all the same: rackserve deploy teardown"
         )
-    return [replica.trial for replica in planned()]
+    releasing.whole(replica.hosts for replica in free)
+    return [replica.trial for replica in free]
+
+
+def undescribed() -> list[Plan]:
+    """Those of the plans on whose hosts nothing says what their model is."""
+    return [made for made in staging.fetched() if weights.lacking(made.hosts, made.model)]
+
+
+def over() -> None:
+    """What a trial left that broke off is gone, but for the programs that look after a replica."""
+    units.only(name="Stop what was tried", pattern=f"rackserve-{TRIAL}*.service")
+    releases.untried(name="Forget what was tried")
+    weights.undescribed(name="Remove what stood in for weights")
 
 
 def start(tried: Sequence[Replica]) -> None:
@@ -53,10 +65,8 @@ def end(tried: Sequence[Replica]) -> None:
     replacing.stop({replica.name: replica.hosts for replica in tried})
     for replica in host.loop(_here(tried)):
         releases.put(name=f"Remove {replica.name}", replica=replica.name, id=None)
-        releases.forgotten(name=f"Forget the release of {replica.name}", replica=replica.name)
-    units.only(name="Remove its units", pattern=UNITS)
-    folders.only(name="Remove what it wrote", keep=["gateway"])
-    weights.undescribed(name="Remove the description")
+    folders.only(name="Remove what it wrote", keep=[*releasing.found(), "gateway"])
+    over()
     for replica in host.loop(_led(tried)):
         health.judged(name=f"{replica.name} generated", problem=partial(problems.get, replica.name, ""))
     barrier(name="Every replica generated without weights")

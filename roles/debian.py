@@ -42,7 +42,7 @@ SOURCES = r"""
 sources() {
   for f in /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources; do
     awk -v RS= -v it="(^|\n)$1" '
-      $0 ~ it && !/(^|\n)[Ee]nabled:[ \t]*(no|false|off|0)/ { found = 1 }
+      $0 ~ it && tolower($0) !~ /(^|\n)enabled:[ \t]*(no|false|off|0)/ { found = 1 }
       END { exit !found }' "$f" 2>/dev/null && echo "$f"
   done
 }
@@ -85,7 +85,7 @@ def key(url: str, path: str, fingerprint: str) -> str:
     got = f"{path}.new"
     return " && ".join(
         (
-            f"{{ command -v gpg >/dev/null || {APT} install --no-install-recommends gpg; }}",
+            f"{{ command -v gpg >/dev/null || {installed(['gpg'])}; }}",
             f"/usr/lib/apt/apt-helper download-file {url} {got}",
             f"gpg --show-keys --with-colons {got} | grep -q '^fpr:.*{fingerprint}:$'",
             f"chmod 644 {got}",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import click
 
+from models.release import TRIAL
 from scripts.deploy import inventory_option
 from scripts.runner import Failed
 from scripts.status import look
@@ -40,7 +41,8 @@ def endpoint(inventory: str, model: str | None = None) -> Endpoint:
     from scripts import runner
 
     seen, trouble = look(inventory, "units")
-    there = [(host, unit) for host, units in seen.items() for unit in units]
+    units = [(host, unit) for host, its in seen.items() for unit in its]
+    there = [(host, unit) for host, unit in units if not unit["replica"].startswith(TRIAL)]
     gateways = [(host, unit["gateway"]) for host, unit in there if unit.get("gateway")]
     served = [(host, unit) for host, unit in there if unit.get("port")]
     for host, unit in served:

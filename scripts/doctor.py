@@ -143,7 +143,10 @@ def _logs(inventory: str, replica: str | None, as_json: bool) -> None:
         raise _unknown(replica, known)
     from roles.doctor import diagnose
 
-    heads = {host: list(dict.fromkeys(its["heads"].values())) for host, its in seen.items()}
+    heads = {
+        host: {name: head for name, head in its["heads"].items() if replica in (None, name)}
+        for host, its in seen.items()
+    }
     causes = diagnose(journals, heads)
     if as_json:
         click.echo(json.dumps([vars(cause) for cause in causes], indent=1))

@@ -69,6 +69,9 @@ Check that the host is fit
 Hold the lock
 The lock is held
 What runs is as planned for
+Stop what was tried
+Forget what was tried
+Remove what stood in for weights
 Look for the weights
 Every replica has its weights
 Make the cluster's secret
@@ -106,8 +109,10 @@ Say in the history that it is done
 TRIAL = [
     *STAGE_WEIGHTS[:3],
     "What runs is as planned for",
-    "Stop a trial that broke off",
-    "Nothing is served",
+    "Stop what was tried",
+    "Forget what was tried",
+    "Remove what stood in for weights",
+    "Nothing is tried",
     *STAGE_WEIGHTS[3:-1],
     *"""\
 Put the description where the weights will be
@@ -130,10 +135,10 @@ trial-replica-0 has ended its work
 Stop trial-replica-0 here, too
 trial-replica-0 is stopped
 Remove trial-replica-0
-Forget the release of trial-replica-0
-Remove its units
 Remove what it wrote
-Remove the description
+Stop what was tried
+Forget what was tried
+Remove what stood in for weights
 trial-replica-0 generated
 Every replica generated without weights
 """.splitlines(),
@@ -148,7 +153,7 @@ Stop every replica
 No replica runs
 Remove their units
 Remove the replicas' configuration
-Remove what a trial left
+Remove what stood in for weights
 vLLM | Remove the list of uncarried variables
 Health | Remove /opt/rackserve/libexec/probe.py
 Health | Remove /opt/rackserve/libexec/question.py
@@ -315,7 +320,26 @@ def test_a_trial_is_refused_where_something_is_served(tmp_path):
     inventory.write_text(INVENTORY.replace('"10.0.0.1"}', f'"10.0.0.1", "fake_responses": {says!r}}}'))
     data = [f"--data={key}={value}" for key, value in SETTINGS.items()]
     done = pyinfra(inventory, "deploys/trial.py", "--dry", *data)
-    assert done.returncode == 1 and "replica-0 on @fake/gpu1: served, and a trial wants" in done.stderr
+    assert done.returncode == 1
+    assert "@fake/gpu1: something is served there, and a trial wants the GPUs for itself" in done.stderr
+
+
+def test_a_trial_of_half_a_replica_is_refused(tmp_path):
+    inventory = tmp_path / "three.py"
+    inventory.write_text(INVENTORY)
+    data = [f"--data={key}={value}" for key, value in SETTINGS.items()]
+    done = pyinfra(inventory, "deploys/trial.py", "--dry", "--limit", "@fake/gpu1", *data)
+    assert done.returncode == 1 and "@fake/gpu2 has a part in what is to be done" in done.stderr
+
+
+def test_of_several_models_those_are_tried_whose_hosts_serve_nothing(tmp_path):
+    says = {"release.py look": [there("@fake/gpu3").replace("replica-0", "replica-1000")]}
+    inventory = tmp_path / "several.py"
+    inventory.write_text(SEVERAL.replace('"10.0.0.3"}', f'"10.0.0.3", "fake_responses": {says!r}}}'))
+    done = pyinfra(inventory, "deploys/trial.py", "--dry", "--json")
+    assert done.returncode == 0, done.stderr
+    names = [name_of(operation) for operation in json.loads(done.stdout)["plan"]]
+    assert [name for name in names if name.startswith("Start ")] == ["Start trial-replica-0"]
 
 
 def test_what_a_trial_left_that_broke_off_is_no_replica_to_go_back_to():
@@ -330,7 +354,9 @@ exit 1
 """
 
 
-@pytest.mark.parametrize("words", [("provision", "--dry"), ("provision", "-y"), ("preflight", "-y")], ids=str)
+@pytest.mark.parametrize(
+    "words", [("provision", "--dry"), ("provision", "-y"), ("preflight", "-y"), ("trial", "-y")], ids=str
+)
 def test_a_sudo_that_asks_for_a_password_is_said_of_its_host_with_the_fix(tmp_path, monkeypatch, words):
     for name, script in {"sudo": SUDO, "id": "#!/bin/sh\necho 1000\n"}.items():
         (tmp_path / name).write_text(script)

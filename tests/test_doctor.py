@@ -458,9 +458,16 @@ ALL_DOWN = (
 
 @pytest.mark.parametrize("word", ["NVLink", "Nvlink"])
 def test_a_gpu_that_lost_every_link_has_fewer_than_the_others(word):
-    _, two = broken(set_to("nvlink", NVLINK + ALL_DOWN.format(word)))
+    whole = NVLINK.replace("<inactive>", "26.562 GB/s")  # as on a board with switches
+    _, two = broken(set_to("nvlink", whole + ALL_DOWN.format(word)))
     (finding,) = [one for one in examine([two]) if one.id == "gpu.nvlink"]
-    assert (finding.status, finding.evidence) == ("fail", "0 on GPU 2; 12 on the others")
+    assert (finding.status, finding.evidence) == ("fail", "0 on GPU 2; 18 on the others")
+
+
+def test_a_card_without_a_bridge_beside_two_that_have_one_is_no_fault():
+    _, two = broken(set_to("nvlink", NVLINK + ALL_DOWN.format("NVLink")))
+    (finding,) = [one for one in examine([two]) if one.id == "gpu.nvlink"]
+    assert finding.status == "pass"
 
 
 @pytest.mark.parametrize("text", [ALL_DOWN, NVLINK.replace("26.562 GB/s", "<inactive>"), ""])

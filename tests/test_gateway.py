@@ -460,6 +460,12 @@ def loaded(tmp_path, request):
         process.wait()
 
 
+def logged(proxy, lines):
+    """The server of each request; HAProxy writes a line after the client has its last byte."""
+    wait_until(lambda: "" not in servers(lines, proxy.log.read_text()), 5, "HAProxy's log of all requests")
+    return servers(lines, proxy.log.read_text())
+
+
 @pytest.mark.parametrize("loaded", [True], indirect=True)
 def test_a_replica_that_is_drained_and_replaced_loses_no_request(loaded):
     proxy, load, replicas = loaded
@@ -476,10 +482,7 @@ def test_a_replica_that_is_drained_and_replaced_loses_no_request(loaded):
     lines = load.lines()
     assert in_flight_at(lines, drained_at) >= 9
     assert summary(lines)["ok"] == len(lines)
-    to = [
-        (line["sent"], server)
-        for line, server in zip(lines, servers(lines, proxy.log.read_text()), strict=True)
-    ]
+    to = list(zip((line["sent"] for line in lines), logged(proxy, lines), strict=True))
     assert {server for _, server in to} == {"replica-0", "replica-1"}
     assert {server for sent, server in to if drained_at < sent < back_at} == {"replica-0"}
     assert "replica-1" in {server for sent, server in to if sent > back_at}
@@ -493,7 +496,7 @@ def test_when_a_replica_is_killed_exactly_its_running_requests_fail(loaded):
     wait_until(lambda: load.ended_since(killed_at + 1) > 20, 20, "answers")
     load.stop()
     lines = load.lines()
-    to = servers(lines, proxy.log.read_text())
+    to = logged(proxy, lines)
     # Whose last byte was on its way is whole; the client may come to it a moment later.
     was_ended = [line for line in lines if line["outcome"] == "ok" and line["end"] < killed_at + 1]
     hurt = [

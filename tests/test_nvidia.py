@@ -378,16 +378,25 @@ def of_flavour(flavour, known):
             of_flavour("virtual", known("6.8.0-31-generic", "aws", "generic", stem=SIGNED)),
             [
                 f"no {SIGNED}-virtual to be had, but for aws, generic: take a kernel of another flavour"
-                " first: sudo apt-get update; sudo apt-get install linux-generic; sudo apt-get purge"
-                " linux-virtual linux-image-virtual; sudo reboot"
+                " first: sudo apt-get update; sudo apt-get install linux-image-generic"
+                " linux-headers-generic; sudo apt-get purge linux-image-virtual; sudo reboot"
             ],
         ),
         (
             of_flavour("virtual-hwe-24.04", known("aws", "generic-hwe-24.04", stem=SIGNED)),
             [
                 f"no {SIGNED}-virtual-hwe-24.04 to be had, but for aws, generic-hwe-24.04: take a kernel of"
-                " another flavour first: sudo apt-get update; sudo apt-get install linux-generic-hwe-24.04;"
-                " sudo apt-get purge linux-virtual-hwe-24.04 linux-image-virtual-hwe-24.04; sudo reboot"
+                " another flavour first: sudo apt-get update; sudo apt-get install"
+                " linux-image-generic-hwe-24.04 linux-headers-generic-hwe-24.04; sudo apt-get purge"
+                " linux-image-virtual-hwe-24.04; sudo reboot"
+            ],
+        ),
+        (
+            of_flavour("generic-hwe-24.04", known("aws", "azure", stem=SIGNED)),
+            [
+                f"no {SIGNED}-generic-hwe-24.04 to be had, but for aws, azure: take a kernel of another"
+                " flavour first: sudo apt-get update; sudo apt-get install linux-image-FLAVOUR"
+                " linux-headers-FLAVOUR; sudo apt-get purge linux-image-generic-hwe-24.04; sudo reboot"
             ],
         ),
     ],
@@ -588,7 +597,7 @@ UNREAD = {
     "cuda.list.save": f"deb {AT} / multiverse\n",
     "cuda.sources.distUpgrade": f"Types: deb\nURIs: {AT}\nSuites: /\nComponents: multiverse\n",
     "comment.sources": f"Types: deb\n#URIs: {AT}\nURIs: https://b/\nSuites: /\n#Components: multiverse\n",
-    "off.sources": f"Enabled: no\nTypes: deb\nURIs: {AT}\nSuites: /\nComponents: multiverse\n\n"
+    "off.sources": f"Enabled: No\nTypes: deb\nURIs: {AT}\nSuites: /\nComponents: multiverse\n\n"
     "Types: deb\nURIs: https://b/\nSuites: bookworm\nComponents: main # multiverse\n",
 }
 
@@ -637,7 +646,7 @@ def test_a_replica_is_known_by_its_units():
 
 def test_kernels_are_known_by_their_metapackages():
     names = ("linux-image-6.8.0-31-generic", "linux-image-unsigned-6.8.0-31-generic", "linux-headers-generic",
-             "linux-image-generic-hwe-24.04")  # fmt: skip
+             "linux-image-generic-hwe-24.04", "linux-image-extra-virtual")  # fmt: skip
     assert Seen(packages={name: Package("1") for name in names}).flavours == ["generic-hwe-24.04"]
 
 

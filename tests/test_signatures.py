@@ -182,7 +182,7 @@ READY, BAD = "INFO:     Application startup complete.", LINES["log.memory-none"]
 
 
 def test_what_came_on_a_worker_before_its_head_served_is_history():
-    head, heads = [said(10, READY)], {"a": ["a"], "b": ["a"]}
+    head, heads = [said(10, READY)], {"a": {"r": "a"}, "b": {"r": "a"}}
     assert diagnose({"a": head, "b": [said(9, BAD), "  more of it"]}, heads) == []
     (cause,) = diagnose({"a": head, "b": [said(9, BAD), said(11, BAD), "  more of it"]}, heads)
     assert (cause.host, cause.times, cause.evidence[:16]) == ("b", 1, "2026-11-24T04:11")
@@ -190,14 +190,15 @@ def test_what_came_on_a_worker_before_its_head_served_is_history():
 
 def test_the_clock_of_a_worker_may_be_in_another_zone():
     line = "2026-11-24T06:09:00+0200 b vllm[812]: " + BAD
-    assert diagnose({"a": [said(10, READY)], "b": [line]}, {"b": ["a"]}) == []
+    assert diagnose({"a": [said(10, READY)], "b": [line]}, {"b": {"r": "a"}}) == []
 
 
 @pytest.mark.parametrize(("heads", "more"), [
     (None, {}),  # there is no plan
-    ({"b": ["a", "c"]}, {}),  # the other one cannot be reached
-    ({"b": ["a", "c"]}, {"c": [said(12, "INFO starting")]}),  # it never served
-    ({"b": ["a", "c"]}, {"c": [said(8, READY)]}),  # it served earlier, and this may be of it
+    ({"b": {"r": "a"}, "d": {"s": "a"}}, {}),  # its head has another, of which that may be said
+    ({"b": {"r": "a", "s": "c"}}, {}),  # the other one cannot be reached
+    ({"b": {"r": "a", "s": "c"}}, {"c": [said(12, "INFO starting")]}),  # it never served
+    ({"b": {"r": "a", "s": "c"}}, {"c": [said(8, READY)]}),  # it served earlier, and this may be of it
 ])  # fmt: skip
 def test_what_may_be_of_a_replica_that_did_not_serve_since_is_told(heads, more):
     journals = {"a": [said(10, READY)], "b": [said(9, BAD)], **more}

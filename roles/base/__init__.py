@@ -23,6 +23,7 @@ from .clocks import clocks as clocks
 from .facts import RebootDue as RebootDue
 from .operations import fit as fit
 from .operations import kernel_settings, system_packages, system_user
+from .operations import lacks as lacks
 from .operations import rebooted as rebooted
 
 #: venv for our tools, libnuma and libgomp for vLLM's C extension, g++ and Python's

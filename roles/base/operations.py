@@ -26,13 +26,18 @@ from .facts import Essentials, Installed, Interrupted, KernelSettings, UserId
 INTERVAL = 2.0  # seconds between two tries to reach a host that starts
 
 
+def lacks(on: Host) -> str:
+    """What a host lacks before anything of ours can work on it; "" for one that is fit."""
+    said = on.get_fact(Essentials, _ignore_errors=True)  # as root, together with all else
+    if said is None:
+        said = on.get_fact(Essentials, _sudo=False)
+    return "; ".join(said or ())
+
+
 @operation()
 def fit() -> Iterator[StringCommand]:
     """Nothing, on a host on which what is ours can work; others fail, and say what they lack."""
-    lacks = host.get_fact(Essentials, _ignore_errors=True)  # as root, together with all else
-    if lacks is None:
-        lacks = host.get_fact(Essentials, _sudo=False)
-    missing = "; ".join(lacks or ())
+    missing = lacks(state.inventory.get_host(host.name))
     if missing and state.is_executing:
         yield remote.failure(state.inventory.get_host(host.name), missing)
     elif missing:

@@ -43,16 +43,16 @@ def loaded_driver(text: str) -> str:
     return match[1] if match else ""
 
 
-def links(text: str) -> dict[str, int]:
-    """{GPU: its links that are up} of `nvidia-smi nvlink --status`, which lists none where all are down."""
-    up: dict[str, int] = {}
+def links(text: str) -> dict[str, list[bool]]:
+    """{GPU: whether each link is up} of `nvidia-smi nvlink --status`; it lists none where all are down."""
+    up: dict[str, list[bool]] = {}
     gpu = ""
     for line in text.splitlines():
         if match := re.match(r"GPU (\d+):", line):
             gpu = match[1]
-            up[gpu] = 0
+            up[gpu] = []
         elif match := re.match(r"\s+Link \d+: (.+)", line):
-            up[gpu] += "inactive" not in match[1]
+            up[gpu].append("inactive" not in match[1])
     return up
 
 

@@ -7,6 +7,7 @@ Each pattern was read in the program that prints the line; `source` says where (
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -202,16 +203,18 @@ SERVES = "Application startup complete."
 
 
 def diagnose(
-    journals: Mapping[str, Sequence[str]], heads: Mapping[str, Sequence[str]] | None = None
+    journals: Mapping[str, Sequence[str]], heads: Mapping[str, Mapping[str, str]] | None = None
 ) -> list[Cause]:
     """The known causes in each host's lines, since it last served; those that most hosts have first.
 
-    + heads: {host: the heads of its replicas}: only they say that they serve
+    + heads: {host: {replica: its head}}: only they say that they serve
     """
     found: list[Cause] = []
+    led = Counter({name: head for of in (heads or {}).values() for name, head in of.items()}.values())
     for host, lines in journals.items():
-        of = (heads or {}).get(host, ())
-        starts = [start for head in of if (start := _served(journals.get(head, ())))]
+        of = (heads or {}).get(host, {}).values()
+        # Which of its replicas a head says it of it does not say.
+        starts = [start for head in of if led[head] == 1 and (start := _served(journals.get(head, ())))]
         # Of several replicas, what is younger than the first of their starts may be any one's.
         since = min(starts) if starts and len(starts) == len(of) else None
         found += _causes(host, _after(_since_served(lines), since))

@@ -131,16 +131,16 @@ def _kernels(seen: Seen, its: Wanted) -> list[str]:
 def no_modules(seen: Seen, its: Wanted, absent: Sequence[str]) -> str:
     """What to do on a host for whose kernels these packages are not to be had; "" where there are none."""
     _, flavours = _known(seen, its)
+    stem = _stem(seen, its)
     for flavour in seen.flavours:
-        if name := next(
-            (name for name in absent if name.endswith(f"-{flavour}") and seen.kernel not in name), ""
-        ):
-            said = f"no {name} to be had" + (f", but for {', '.join(flavours)}" if flavours else "")
-            usual = re.sub("^[a-z]+", "generic", flavour)
-            other = usual if usual in flavours or not flavours else flavours[0]
+        if f"{stem}{flavour}" in absent:
+            said = f"no {stem}{flavour} to be had" + (f", but for {', '.join(flavours)}" if flavours else "")
+            usual = (re.sub("^[a-z]+", "generic", flavour), "generic", "amd64", "arm64")
+            other = next((one for one in usual if one in flavours), "FLAVOUR")
             return (
                 f"{said}: take a kernel of another flavour first: sudo apt-get update; sudo apt-get install"
-                f" linux-{other}; sudo apt-get purge linux-{flavour} linux-image-{flavour}; sudo reboot"
+                f" linux-image-{other} linux-headers-{other}; sudo apt-get purge linux-image-{flavour};"
+                " sudo reboot"
             )
     if not absent:
         return ""
@@ -150,10 +150,15 @@ def no_modules(seen: Seen, its: Wanted, absent: Sequence[str]) -> str:
 
 def _known(seen: Seen, its: Wanted) -> tuple[list[str], list[str]]:
     """Kernels of the running one's flavour, and flavours, for which apt has what this host's own need."""
-    stem = its.modules[0].removesuffix(seen.kernel)
+    stem = _stem(seen, its)
     kinds = sorted(name.removeprefix(stem) for name in seen.known if name.startswith(stem))
     kernels = [kind for kind in kinds if kind[0].isdigit() and flavour_of(kind) == flavour_of(seen.kernel)]
     return kernels, [kind for kind in kinds if not kind[0].isdigit()]
+
+
+def _stem(seen: Seen, its: Wanted) -> str:
+    """What the names of its packages for a kernel begin with, before the kernel or the flavour."""
+    return its.modules[0].removesuffix(seen.kernel)
 
 
 def _served(seen: Seen, its: Wanted) -> Iterator[str]:

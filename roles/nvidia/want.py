@@ -69,7 +69,7 @@ class Seen:
         names = (
             name.removeprefix("linux-image-") for name in sorted(self.packages) if "linux-image-" in name
         )
-        return [name for name in names if not re.match(r"\d|unsigned-", name)]
+        return [name for name in names if not re.match(r"\d|unsigned-|extra-", name)]
 
 
 def flavour_of(kernel: str) -> str:

@@ -16,13 +16,13 @@ from pyinfra.operations import files
 
 from roles.files import File
 
-from .facts import INSTALLED, History, Kept
+from .facts import INSTALLED, KEPT, History, Kept
 from .history import Entry, begun, ended, judged
-from .operations import forgotten, kept, proven, put, unchanged
+from .operations import kept, proven, put, unchanged, untried
 
 __all__ = [
-    "Entry", "History", "Kept", "begun", "ended", "forgotten", "identified", "judged", "kept", "no_tool",
-    "proven", "put", "tool", "unchanged",
+    "Entry", "History", "Kept", "begun", "ended", "identified", "judged", "kept", "no_tool",
+    "proven", "put", "tool", "unchanged", "untried",
 ]  # fmt: skip
 
 
@@ -37,7 +37,7 @@ def tool() -> None:
 def no_tool() -> None:
     """The node without it, and without what is put by."""
     files.file(name="Remove release.py", path=INSTALLED, present=False)
-    files.directory(name="Remove what is put by", path="/etc/rackserve/releases", present=False)
+    files.directory(name="Remove what is put by", path=KEPT, present=False)
 
 
 def identified(on: Mapping[str, Sequence[File]]) -> str:

@@ -11,6 +11,7 @@ from pyinfra.api import FactBase
 from models.release import TRIAL
 
 INSTALLED = "/opt/rackserve/libexec/release.py"
+KEPT = "/etc/rackserve/releases"
 HISTORY = "/var/log/rackserve/history.jsonl"
 
 
@@ -27,6 +28,20 @@ class Kept(FactBase["dict[str, dict[str, Any]]"]):
     @staticmethod
     def default() -> dict[str, dict[str, Any]]:
         return {}
+
+
+class Trials(FactBase[list[str]]):
+    """Folders of releases that are kept of trials."""
+
+    def command(self) -> str:
+        return f"ls -d {KEPT}/{TRIAL}* 2>/dev/null || true"
+
+    def process(self, output: list[str]) -> list[str]:
+        return output
+
+    @staticmethod
+    def default() -> list[str]:
+        return []
 
 
 class InPlace(FactBase["dict[str, str]"]):

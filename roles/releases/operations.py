@@ -13,7 +13,7 @@ from models.release import Release
 from roles import remote
 from roles.files import File
 
-from .facts import INSTALLED, InPlace, Kept
+from .facts import INSTALLED, InPlace, Kept, Trials
 
 
 @operation()
@@ -51,9 +51,12 @@ def put(replica: str, id: str | None) -> Iterator[StringCommand]:
 
 
 @operation()
-def forgotten(replica: str) -> Iterator[StringCommand]:
-    """Nothing of a replica that is not in place is kept on this host."""
-    yield StringCommand("rm", "-rf", QuoteString(f"/etc/rackserve/releases/{replica}"))
+def untried() -> Iterator[StringCommand]:
+    """No release of a trial is kept on this host."""
+    if not (folders := host.get_fact(Trials)):
+        host.noop("no release of a trial is kept")
+        return
+    yield StringCommand("rm", "-rf", *map(QuoteString, folders))
 
 
 @operation()

@@ -16,6 +16,7 @@ from .disks import copies, disks, load_strategy
 from .facts import PROGRAMS, Snapshots
 from .operations import (
     downloaded,
+    lacking,
     pruned,
     required,
     resolved,
@@ -32,8 +33,9 @@ from .where import ROOT, Description, Source, expected, path, recorded, root
 
 __all__ = [
     "ROOT", "Description", "Payload", "Snapshots", "Source", "copies", "differing", "disks", "downloaded",
-    "dropped", "expected", "load_strategy", "packed", "path", "pruned", "recorded", "required", "resolved",
-    "roomy", "root", "shared", "staged", "stood_in", "tool", "undescribed", "unpacked", "usable", "verified",
+    "dropped", "expected", "lacking", "load_strategy", "packed", "path", "pruned", "recorded", "required",
+    "resolved", "roomy", "root", "shared", "staged", "stood_in", "tool", "undescribed", "unpacked", "usable",
+    "verified",
 ]  # fmt: skip
 
 NODE = Path(__file__).with_name("node")

@@ -13,6 +13,7 @@ _LINE = re.compile(r"\S+:(\d+) \[(\d\d/\w{3}/\d{4}:\d\d:\d\d:\d\d)\.(\d{3})\] \S
 
 #: Time zones differ by multiples of this, and the log's may be another than ours. In seconds.
 _ZONES = 900
+_STALE = 0.1  # seconds by which a log's clock may lag: it is cut to milliseconds, and read once a round
 _LATE = 5.0  # seconds that a busy machine may need to read a request that was sent
 
 
@@ -26,7 +27,6 @@ def servers(lines: Sequence[dict[str, Any]], log: str) -> list[str]:
 
 
 def _server(line: dict[str, Any], seen: Sequence[tuple[float, str]]) -> str:
-    # 10 ms: a log's clock is cut to milliseconds.
-    after = [((begun - line["sent"] + 0.01) % _ZONES, server) for begun, server in seen]
+    after = [((begun - line["sent"] + _STALE) % _ZONES, server) for begun, server in seen]
     delay, server = min(after, default=(_ZONES, ""))
     return server if delay < _LATE else ""

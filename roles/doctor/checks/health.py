@@ -114,11 +114,15 @@ def _failures(kernel: str) -> Iterator[str]:
     gpus_only=True,
 )
 def nvlink(host: Host) -> Verdict | None:
-    up = links(host.get("nvlink"))
+    found = links(host.get("nvlink"))
+    up = {gpu: sum(of) for gpu, of in found.items()}
     most = max(up.values(), default=0)
     if not most:
         return passed("no NVLink")
-    # That some are inactive is how two bridged PCIe cards look; that one GPU has fewer is not.
+    # That some are inactive is how two bridged PCIe cards look, beside which another may have no bridge;
+    # that one GPU has fewer is not.
+    if any(of.count(False) for of in found.values() if sum(of) == most):
+        up = {gpu: number for gpu, number in up.items() if number}
     short = {gpu: number for gpu, number in up.items() if number < most}
     if short:
         said = ", ".join(f"{number} on GPU {gpu}" for gpu, number in sorted(short.items()))

@@ -67,7 +67,7 @@ def test_host_without_what_everything_needs(lab: list[Node], program: str) -> No
     there = lab[1].root / f"usr/bin/{program}"
     there.rename(there.with_suffix(".away"))
     try:
-        line = refused("provision")
+        line = refused("provision", code=2)
     finally:
         there.with_suffix(".away").rename(there)
     assert "node2" in line and f"no {program}" in line
@@ -77,7 +77,7 @@ def test_host_whose_systemd_does_not_run(lab: list[Node]) -> None:
     there = "/run/systemd/system"  # how sd_booted(3) tells
     lab[1].sudo(f"mv {there} {there}.away")
     try:
-        line = refused("provision")
+        line = refused("provision", code=2)
     finally:
         lab[1].sudo(f"mv {there}.away {there}")
     assert "node2" in line and "systemd is not running" in line
@@ -87,7 +87,7 @@ def test_host_whose_root_hides_what_it_installs(lab: list[Node]) -> None:
     there = "/etc/sudoers.d/hardened"
     lab[1].sudo(f"echo Defaults umask=0077, umask_override > {there}")
     try:
-        line = refused("provision")
+        line = refused("provision", code=2)
     finally:
         lab[1].sudo(f"rm {there}")
     assert "node2" in line and "umask" in line

@@ -133,7 +133,8 @@ def whole(wanted: Iterable[Sequence[str]]) -> None:
     """Refused when --limit leaves out one of these hosts. Those that the inventory lacks are not asked."""
     for name in dict.fromkeys(name for names in wanted for name in names):
         if name in cluster().hosts and inventory.get_host(name) not in state.activated_hosts:
-            raise Refused(f"{name} has a part in what is to be done, and --limit leaves it out")
+            why = f"{name} has a part in what is to be done, and --limit leaves it out"
+            raise Refused(f"{why}: add --limit {name}")
 
 
 @cache

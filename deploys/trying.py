@@ -14,7 +14,7 @@ from roles import replicas as folders
 from roles.barrier import barrier
 
 from . import releasing, replacing, staging
-from .cluster import Refused, planned
+from .cluster import Refused, on_control, planned
 
 #: Of this run, by replica: why it did not generate.
 problems: dict[str, str] = {}
@@ -30,6 +30,8 @@ def replicas() -> list[Replica]:
             " To try all the same: rackserve deploy teardown"
         )
     releasing.whole(replica.hosts for replica in free)
+    if on_control() and (busy := [one.name for one in planned() if one not in free]):
+        host.log(f"{', '.join(busy)}: not tried, for something is served on its nodes")
     return [replica.trial for replica in free]
 
 
@@ -55,8 +57,7 @@ def start(tried: Sequence[Replica]) -> None:
         gang.started(name=f"Start {replica.name}", replica=replica.name)
     barrier(name="Every replica starts")
     for replica in host.loop(_led(tried)):
-        otherwise = partial(problems.setdefault, replica.name)
-        replacing.generate(releasing.release(replica), otherwise)
+        replacing.generate(releasing.release(replica), partial(_failed, replica.name))
     barrier(name="Every replica was tried")
 
 
@@ -70,6 +71,11 @@ def end(tried: Sequence[Replica]) -> None:
     for replica in host.loop(_led(tried)):
         health.judged(name=f"{replica.name} generated", problem=partial(problems.get, replica.name, ""))
     barrier(name="Every replica generated without weights")
+
+
+def _failed(name: str, problem: str) -> None:
+    problems[name] = f"{name}: {problem}"
+    host.log(problems[name])  # now: a node that is gone may keep the run from its end
 
 
 def _here(tried: Sequence[Replica]) -> list[Replica]:

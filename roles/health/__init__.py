@@ -75,7 +75,9 @@ def _wait(probe: Callable[[], Seen], timeout: float, tries: int = TRIES) -> str 
     while not seen["generates"]:
         waited = time.monotonic() - started
         if waited > timeout or seen["falls"] - first["falls"] >= tries:
-            return f"no token after {waited:.0f} s: {worst or seen['reason']}; see `rackserve logs --part vllm`"
+            return (
+                f"no token after {waited:.0f} s: {worst or seen['reason']}; see `rackserve logs --part vllm`"
+            )
         if seen["reason"] != said:
             said = seen["reason"]
             worst = said if "Error" in said else worst  # the next try hides what ended the last try

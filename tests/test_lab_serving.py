@@ -60,7 +60,7 @@ def test_provision_from_bare_os(lab: list[Node]) -> None:
 @pytest.mark.bare
 def test_a_trial_generates_without_weights_and_leaves_nothing(lab: list[Node]) -> None:
     before = [belongings(node) for node in lab]
-    outcome = pyinfra("trial", tensor_parallel=1, pipeline_parallel=2, executor="mp")
+    outcome = pyinfra("trial", tensor_parallel=1, pipeline_parallel=1)
     assert outcome.code == 0 and "generates" in outcome.said, outcome.said
     assert "load_format=dummy" in lab[0].sudo(
         "journalctl -u rackserve-trial-replica-0-vllm -o cat --no-pager"

@@ -9,7 +9,7 @@ from pyinfra import host
 
 from roles import base
 
-from .cluster import Refused, here, seen
+from .cluster import here, refuse, seen
 
 _once = RLock()  # hosts are prepared side by side
 
@@ -44,9 +44,3 @@ def _wanted() -> tuple[dict[str, base.Booted], list[str]]:
     if not wrong:
         _coming.update(name for name, its in looks.items() if its.parameter not in its.now)
     return looks, wrong
-
-
-def refuse(problems: list[str]) -> None:
-    """End the run where there are any, before anything is changed."""
-    if problems:
-        raise Refused("; ".join(problems))

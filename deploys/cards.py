@@ -9,8 +9,7 @@ from pyinfra import host
 
 from roles import ofed
 
-from .boot import refuse
-from .cluster import cluster, here, seen
+from .cluster import cluster, here, refuse, seen
 
 _once = RLock()  # hosts are prepared side by side
 

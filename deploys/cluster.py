@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from threading import RLock
@@ -35,7 +35,7 @@ T = TypeVar("T")
 gc.freeze()
 
 # pyinfra would ask for a password of sudo's at the terminal, a host at a time, or end in an EOFError where
-# there is none. Answered with none, the question fails, and what the host lacks is said by base.fit.
+# there is none. Answered with none, the question fails, and what the host lacks is said by `fit`.
 util.getpass = lambda prompt: ""
 
 
@@ -82,14 +82,23 @@ def begin() -> None:
     # inspect looks through all there are each time: a twentieth of a run that changes nothing.
     inspect.modulesbyfile[os.path.abspath(state.current_exec_filename or "")] = "__main__"
     recall.facts(inventory.get_host(host.name))
-    base.lacks(inventory.get_host(host.name))  # each its own, side by side, before one asks all
-    with _once:
-        if said := _unfit():
-            raise Refused(said)
-    base.fit(name="Check that the host is fit")
+    fit()
     if on_control():
         lock.hold(name="Hold the lock")
     lock.held(name="The lock is held")
+
+
+def fit() -> None:
+    """What is ours can work on every host; Refused says what any of them lacks."""
+    base.lacks(inventory.get_host(host.name))  # each its own, side by side, before one asks all
+    with _once:
+        refuse(_unfit())
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """End the run where there are any, before anything is changed."""
+    if problems:
+        raise Refused("; ".join(problems))
 
 
 def on_control() -> bool:
@@ -153,7 +162,7 @@ def seen(
 ) -> dict[str, T]:  # fmt: skip
     """{host: what a fact says of it}, of the hosts of this run whose settings say that it is `provided`.
 
-    A host that cannot be asked is not among them: what it lacks is said by base.fit.
+    A host that cannot be asked is not among them: what it lacks is said by `fit`.
     """
     active = {member.name for member in state.activated_hosts}
     looks = {
@@ -206,9 +215,9 @@ _plans: dict[str, list[Plan]] = {}
 
 
 @cache
-def _unfit() -> str:
+def _unfit() -> list[str]:
     lacks = {one.name: base.lacks(one) for one in state.activated_hosts}
-    return "; ".join(f"{name}: {said}" for name, said in lacks.items() if said)
+    return [f"{name}: {said}" for name, said in lacks.items() if said]
 
 
 @cache

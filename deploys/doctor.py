@@ -7,8 +7,7 @@ _logs=LINES` it reads the units' journals instead. `--data _replica=NAME`: only 
 from pyinfra import host
 
 from deploys.examination import expected, journal, measure
-from roles import doctor, remote
-from roles.base.facts import Essentials
+from roles import base, doctor, remote
 
 of = host.data.get("_replica") or ""
 if host.data.get("_logs"):
@@ -16,8 +15,7 @@ if host.data.get("_logs"):
 else:
     seen = doctor.look(host, expected(host.name))
     if seen.seen is None:
-        lacks = host.get_fact(Essentials, _sudo=False)
-        seen = doctor.Host(name=host.name, expected=seen.expected, lacks="; ".join(lacks or ()) or seen.lacks)
+        seen = doctor.Host(name=host.name, expected=seen.expected, lacks=base.lacks(host) or seen.lacks)
     with remote.unseen(host):
         host.data.seen = seen
     if host.data.get("_deep"):

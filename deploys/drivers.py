@@ -10,8 +10,7 @@ from pyinfra import host
 from roles import nvidia
 
 from . import boot, cards, fabric
-from .boot import refuse
-from .cluster import cluster, here, plan, seen
+from .cluster import cluster, here, plan, refuse, seen
 from .settings import Settings
 
 _once = RLock()  # hosts are prepared side by side
@@ -33,7 +32,7 @@ def wanted() -> nvidia.Wanted | None:
 
 def problems() -> list[str]:
     """All that is in the way, on any host."""
-    if _looked_at(here()):
+    if _with_gpus(here()):
         host.get_fact(nvidia.Look, _ignore_errors=True)  # each its own, side by side, before one asks all
     with _once:
         return _wanted()[1]
@@ -59,12 +58,12 @@ def coming() -> set[str]:
 
 @cache
 def _wanted() -> tuple[dict[str, nvidia.Wanted], list[str]]:
-    looks = seen(nvidia.Look, _looked_at)
+    looks = seen(nvidia.Look, _with_gpus)  # also where the driver is its user's: that they are there
     its: dict[str, nvidia.Wanted] = {}
     wrong: list[str] = []
     for name, look in looks.items():
         own = cluster().hosts[name]
-        if not _provided(own):
+        if own.driver is False:
             wrong += [f"{name}: {problem}" for problem in nvidia.absent(look, own.gpus)]
             continue
         said = str(own.driver), own.driver_source
@@ -79,10 +78,5 @@ def _wanted() -> tuple[dict[str, nvidia.Wanted], list[str]]:
     return its, []
 
 
-def _looked_at(own: Settings) -> bool:
-    """Also where the driver is its user's: GPUs that are not there serve nothing."""
-    return _provided(own) or (own.runtime == "cuda" and own.gpus > 0)
-
-
-def _provided(own: Settings) -> bool:
-    return own.runtime == "cuda" and own.gpus > 0 and own.driver is not False
+def _with_gpus(own: Settings) -> bool:
+    return own.runtime == "cuda" and own.gpus > 0

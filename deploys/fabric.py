@@ -12,8 +12,7 @@ from pyinfra import host, inventory
 
 from roles import nccl
 
-from .boot import refuse
-from .cluster import cluster, here, seen
+from .cluster import cluster, here, refuse, seen
 from .settings import Settings
 
 _once = RLock()  # hosts are prepared side by side
@@ -50,7 +49,7 @@ def told(name: str, own: Settings, alone: bool) -> tuple[str, str]:
 
 @cache
 def _wanted() -> tuple[dict[str, nccl.Wanted], list[str]]:
-    """A host that cannot be asked is not among them: what it lacks is said by base.fit."""
+    """A host that cannot be asked is not among them: what it lacks is said by cluster.fit."""
     hosts = cluster().hosts
     looks = seen(nccl.Look, _provided, lambda own: {"address": own.address})
     its = {name: _asked(hosts[name], len(hosts) == 1) for name in looks}

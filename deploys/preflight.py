@@ -5,11 +5,11 @@ pyinfra inventories/cluster.py deploys/preflight.py deploys/serve_llama.py
 
 from pyinfra import host
 
-from deploys.cluster import cluster
+from deploys.cluster import cluster, fit
 from deploys.examination import expected
-from roles import base, doctor
+from roles import doctor
 
 cluster()
-base.fit(name="Check that the host is fit")
+fit()
 doctor.looked(name="Look at the host", expected=expected(host.name))
 doctor.sound(name="No check fails")

@@ -8,12 +8,12 @@ pyinfra inventories/cluster.py deploys/preflight_deep.py deploys/serve_llama.py
 
 from pyinfra import host
 
-from deploys.cluster import cluster
+from deploys.cluster import cluster, fit
 from deploys.examination import expected, measure
-from roles import base, doctor
+from roles import doctor
 
 cluster()
-base.fit(name="Check that the host is fit")
+fit()
 doctor.looked(name="Look at the host", expected=expected(host.name))
 measure()
 doctor.sound(name="No check fails")

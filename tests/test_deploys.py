@@ -30,7 +30,6 @@ SETTINGS = {"runtime": "cpu", "model": "smollm2-135m-instruct", "tensor_parallel
 HEAD, WORKERS = ["@fake/gpu1"], ["@fake/gpu2", "@fake/gpu3"]
 
 PROVISION = """\
-Check that the host is fit
 Hold the lock
 The lock is held
 Base | Install system packages
@@ -49,7 +48,6 @@ Every host is provisioned
 """.splitlines()
 
 STAGE_WEIGHTS = """\
-Check that the host is fit
 Hold the lock
 The lock is held
 Weights | Install what stages weights
@@ -65,7 +63,6 @@ Every replica has its weights
 """.splitlines()
 
 SERVE = """\
-Check that the host is fit
 Hold the lock
 The lock is held
 What runs is as planned for
@@ -107,13 +104,13 @@ Say in the history that it is done
 """.splitlines()
 
 TRIAL = [
-    *STAGE_WEIGHTS[:3],
+    *STAGE_WEIGHTS[:2],
     "What runs is as planned for",
     "Stop what was tried",
     "Forget what was tried",
     "Remove what stood in for weights",
     "Nothing is tried",
-    *STAGE_WEIGHTS[3:-1],
+    *STAGE_WEIGHTS[2:-1],
     *"""\
 Put the description where the weights will be
 Make the cluster's secret
@@ -145,7 +142,6 @@ Every replica generated without weights
 ]
 
 TEARDOWN = """\
-Check that the host is fit
 Hold the lock
 The lock is held
 Stop the gateway
@@ -516,8 +512,8 @@ def test_a_folder_of_the_users_is_checked_and_nothing_is_fetched(plan_of):
 def test_the_first_thing_that_changes_comes_after_the_lock(plan_of):
     for deploy in ("provision", "stage_weights", "serve", "teardown"):
         plan = plan_of(deploy)
-        assert [name_of(op) for op in plan[1:3]] == ["Hold the lock", "The lock is held"]
-        assert [op["hosts_with_change"] for op in plan[:3]] == [[], [], []]
+        assert [name_of(op) for op in plan[:2]] == ["Hold the lock", "The lock is held"]
+        assert [op["hosts_with_change"] for op in plan[:2]] == [[], []]
 
 
 def test_waiting_and_barriers_are_no_changes(plan_of):

@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from roles import health
-from roles.weights import Description, Payload, operations, path
-from roles.weights.facts import DESCRIBED, ROOT, Described, Target
+from roles.weights import Description, Payload, descriptions, path
+from roles.weights.descriptions import Described, Target
+from roles.weights.where import DESCRIBED, ROOT
 
 MODEL = Payload("/srv/model")
 DESCRIPTION = Description(MODEL)
@@ -35,12 +36,12 @@ class Node:
         self[path(DESCRIPTION)].mkdir(parents=True, exist_ok=True)
         target = self.fact(Target, path(MODEL)).replace(str(self.described), DESCRIBED)
         host = self.on_host({Target: target})
-        for command in host.commands(operations.stood_in, description=DESCRIPTION):
+        for command in host.commands(descriptions.stood_in, description=DESCRIPTION):
             self.run(command)
 
     def clean(self):
         host = self.on_host({Described: self.fact(Described)})
-        commands = host.commands(operations.undescribed)
+        commands = host.commands(descriptions.undescribed)
         for command in commands:
             self.run(command)
         return commands
@@ -93,7 +94,7 @@ def test_a_folder_of_weights_that_is_a_link_is_cleaned(node):
 def test_hosts_that_share_the_folder_may_be_at_it_at_once(node):
     for _ in range(10):
         node.stand_in()
-        (command,) = node.on_host({Described: True}).commands(operations.undescribed)
+        (command,) = node.on_host({Described: True}).commands(descriptions.undescribed)
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(node.run, [command] * 4))
         assert list(node.weights.iterdir()) == []

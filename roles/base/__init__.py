@@ -21,7 +21,6 @@ from .boot import cannot_boot as cannot_boot
 from .boot import passed_through as passed_through
 from .clocks import clocks as clocks
 from .facts import RebootDue as RebootDue
-from .operations import fit as fit
 from .operations import kernel_settings, system_packages, system_user
 from .operations import lacks as lacks
 from .operations import rebooted as rebooted

@@ -7,11 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 
 from paramiko import SSHException
-from pyinfra import host, state
+from pyinfra import host
 from pyinfra.api import (
     FunctionCommand,
     Host,
-    OperationError,
     QuoteString,
     State,
     StringCommand,
@@ -32,18 +31,6 @@ def lacks(on: Host) -> str:
     if said is None:
         said = on.get_fact(Essentials, _sudo=False)
     return "; ".join(said or ())
-
-
-@operation()
-def fit() -> Iterator[StringCommand]:
-    """Nothing, on a host on which what is ours can work; others fail, and say what they lack."""
-    missing = lacks(state.inventory.get_host(host.name))
-    if missing and state.is_executing:
-        yield remote.failure(state.inventory.get_host(host.name), missing)
-    elif missing:
-        raise OperationError(f"{host.name}: {missing}")
-    else:
-        host.noop("fit")
 
 
 @operation(is_idempotent=False)

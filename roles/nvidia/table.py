@@ -139,7 +139,7 @@ ROWS: Mapping[str, Mapping[str, Row]] = {
             components=("contrib",),
         )
     },
-    # Not tried, and not reached: base.fit refuses hosts without apt.
+    # Not tried, and not reached: no deploy begins on hosts without apt.
     "rocky 9": {
         "nvidia": Row(
             "dnf",

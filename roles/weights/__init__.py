@@ -12,19 +12,17 @@ from pyinfra.api import deploy
 
 from roles import programs
 
+from .descriptions import lacking, stood_in, undescribed
 from .disks import copies, disks, load_strategy
 from .facts import PROGRAMS, Snapshots
 from .operations import (
     downloaded,
-    lacking,
     pruned,
     required,
     resolved,
     roomy,
     shared,
     staged,
-    stood_in,
-    undescribed,
     usable,
     verified,
 )

@@ -16,12 +16,6 @@ from roles.mounts import NETWORK
 PROGRAMS = "/opt/rackserve/libexec/weights"
 INSTALLED = f"{PROGRAMS}/stage.py"
 
-#: Where snapshots are.
-ROOT = "/var/lib/rackserve/weights"
-
-#: Where descriptions are, for the time of a trial.
-DESCRIBED = "/var/lib/rackserve/described"
-
 #: What `stage.py status` says of a snapshot of which nothing is published.
 ABSENT = "not staged yet"
 
@@ -39,36 +33,6 @@ class Commit(FactBase[str]):
     @staticmethod
     def default() -> str:
         return ""
-
-
-class Target(FactBase[str]):
-    """What a path that leads somewhere is a link to, or itself; "" for one that leads nowhere."""
-
-    def command(self, path: str) -> str:
-        path = shlex.quote(path)
-        return f"test ! -e {path} || readlink {path} || echo {path}"
-
-    def process(self, output: list[str]) -> str:
-        return "".join(output).strip()
-
-    @staticmethod
-    def default() -> str:
-        return ""
-
-
-class Described(FactBase[bool]):
-    """There are descriptions, or links that lead to one."""
-
-    def command(self) -> str:
-        links = f"readlink {ROOT}/*/* 2>/dev/null | grep {DESCRIBED}/"
-        return f"test ! -e {DESCRIBED} || echo there; {links} || true"
-
-    def process(self, output: list[str]) -> bool:
-        return bool(output)
-
-    @staticmethod
-    def default() -> bool:
-        return False
 
 
 class Size(Commit, FactBase[int]):  # type: ignore[misc]

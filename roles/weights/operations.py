@@ -16,10 +16,8 @@ from roles import recall, remote
 
 from .facts import (
     ABSENT,
-    DESCRIBED,
     INSTALLED,
     Commit,
-    Described,
     Excess,
     Files,
     FolderProblem,
@@ -27,9 +25,8 @@ from .facts import (
     Room,
     Size,
     Snapshot,
-    Target,
 )
-from .where import PORT, ROOT, Description, Source, Staged, expected, path, root
+from .where import PORT, ROOT, Source, Staged, expected, path, root
 
 #: Seconds for which a client of a network file system may believe what it saw of a file: NFS's acregmax
 #: (nfs(5)), and some.
@@ -166,34 +163,6 @@ def usable(python: str, folder: str, model: Staged) -> Iterator[StringCommand]:
 
 
 @operation()
-def stood_in(description: Description) -> Iterator[StringCommand]:
-    """vLLM finds a model's description where its weights will be, as long as they are not there."""
-    link, folder = path(description.model), path(description)
-    if host.get_fact(Target, path=link) not in ("", folder):
-        host.noop(f"{link} is there")
-        return
-    # Of hosts that share the folder one comes first.
-    script = 'mkdir -p "$(dirname "$1")" && { ln -sfn "$2" "$1" || test -e "$1"; }'
-    yield StringCommand("sh", "-c", QuoteString(script), "sh", *map(QuoteString, (link, folder)))
-
-
-@operation()
-def undescribed() -> Iterator[StringCommand]:
-    """No description is left, and nothing that stands in for weights."""
-    if not host.get_fact(Described):
-        host.noop("there is no description")
-        return
-    yield StringCommand(_UNDESCRIBED)
-
-
-# Another host that shares the folder may be at it, too.
-_UNDESCRIBED = (
-    f'for link in {ROOT}/*/*; do case $(readlink "$link") in {DESCRIBED}/*)'
-    f' rm -f "$link"; rmdir "$(dirname "$link")" 2>/dev/null ;; esac; done; rm -rf {DESCRIBED}'
-)
-
-
-@operation()
 def verified(python: str, repository: str | None = None) -> Iterator[StringCommand]:
     """Every byte of what is staged read again; fails where a file is not what was verified."""
     if state.is_executing:
@@ -216,13 +185,6 @@ def pruned(python: str, keep: int) -> Iterator[StringCommand]:
         host.log(f"{one['folder']}: frees {one['bytes'] / 1e9:.2f} GB")
         beside = (f"{ROOT}/{one['folder']}{suffix}" for suffix in ("", ".json", ".pieces"))
         yield StringCommand("rm", "-rf", *map(QuoteString, beside))
-
-
-def lacking(names: Sequence[str], model: Staged) -> list[str]:
-    """Those of the hosts on which nothing is where a model's weights will be, or only its description."""
-    hosts = {name: state.inventory.get_host(name) for name in names}
-    targets = {name: on.get_fact(Target, path=path(model)) for name, on in hosts.items()}
-    return [name for name, target in targets.items() if not target or target.startswith(f"{DESCRIBED}/")]
 
 
 def _problem(name: str, python: str, model: Staged, commit: str) -> str | None:

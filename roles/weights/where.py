@@ -9,7 +9,12 @@ from typing import Any, Protocol
 
 from pyinfra.api import Host
 
-from .facts import DESCRIBED, ROOT, Commit
+from .facts import Commit
+
+ROOT = "/var/lib/rackserve/weights"
+
+#: Where descriptions are, for the time of a trial.
+DESCRIBED = "/var/lib/rackserve/described"
 
 #: Files that only hold weights, by whatever library; large ones at least.
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack", "*.onnx*",

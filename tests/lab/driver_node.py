@@ -85,7 +85,7 @@ def lend(repositories: str, fingerprint: str, whose: Callable | None = None) -> 
 
     want.REPOSITORIES = repositories
     apt.FINGERPRINT = operations.FINGERPRINT = fingerprint
-    drivers._provided = whose or drivers._provided
+    drivers._with_gpus = whose or drivers._with_gpus
 
 
 @contextmanager
